@@ -56,7 +56,7 @@ frameworks-large: $(VENV)/.frameworks-large ## add PyTorch for processors, and K
 clients: $(VENV)/.clients ## add tritonclient, Dask, a reader of CycloneDX, an S3 server (moto), and twine, check-wheel-contents and pipx, each in an environment of its own, and with npm Node-RED and a Sparkplug decoder (320 MB), for the tests that use them
 
 .PHONY: fmt
-fmt: $(VENV)/.setup ## lay the code out, and mend what can be mended without thinking
+fmt: $(VENV)/.setup ## format the code, and apply the corrections that need no decision
 	$(BIN)/python -m ruff check --fix-only --quiet $(SOURCES)
 	$(BIN)/python -m ruff format $(SOURCES)
 

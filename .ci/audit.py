@@ -33,7 +33,7 @@ def judge(report: Mapping[str, Any], ignored: Sequence[Mapping[str, Any]], today
             late = next((each for each in ignored if each["id"] in names), None)
             over = f" (ignored until {late['until']}, which is over)" if late else ""
             fixed = ", ".join(found["fix_versions"]) or "no release yet"
-            yield f"{package['name']} {package['version']}: {found['id']}, mended in {fixed}{over}"
+            yield f"{package['name']} {package['version']}: {found['id']}, fixed in {fixed}{over}"
     for name in sorted(set(running) - met):
         yield f"{IGNORED.name}: {name} matches nothing: remove the entry"
 

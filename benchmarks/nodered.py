@@ -22,7 +22,7 @@ PEERS = Path(__file__).resolve().parent / "peers"
 
 
 def install() -> Path | None:
-    """The folder with the packages, filled on the first call; None, said aloud, where that cannot be done."""
+    """The folder with the packages, filled on the first call; None, with a printed reason, on failure."""
     npm, node = shutil.which("npm"), shutil.which("node")
     if npm is None or node is None:
         print("SKIPPED node-red: expected the programs node and npm, found none: install them to see this peer")

@@ -212,7 +212,7 @@ def _wait_listening(running: Process, port: int) -> None:
 
 
 def _installed(name: str) -> Path | None:
-    """A folder with a peer's packages, filled on the first call; None, said aloud, where that cannot be done."""
+    """A folder with a peer's packages, filled on the first call; None, with a printed reason, on failure."""
     folder = Path(tempfile.gettempdir()) / f"edge-benchmark-{name}-{os.getuid()}"
     if importlib.util.find_spec(name) is not None or (folder / name).exists():
         return folder

@@ -84,7 +84,7 @@ class Process:
         return int(_status(Path(f"/proc/{self.pid}/status"))["VmRSS"].split()[0]) * 1024
 
     def check(self) -> None:
-        """Raise when it has ended by itself, with the end of what it said."""
+        """Raise when it has ended by itself, with the end of its output."""
         code = self._child.poll()
         if code is not None:
             raise RuntimeError(f"{self.log.stem} ended by itself with {code}:\n{self.said()[-2000:]}")

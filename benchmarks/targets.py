@@ -91,7 +91,7 @@ def _daemon(folder: Path, core: int, port: int, model: Path) -> Process:
 
 
 def targets(only: set[str] | None = None) -> list[Target]:
-    """The targets that are wanted and can be run here; what is left out for want of a program is said aloud."""
+    """The targets that are wanted and can be run here; what is left out for want of a program is printed."""
     found = [
         Target(DAEMON, _daemon),
         Target("tutorial", _tutorial),

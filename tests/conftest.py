@@ -38,7 +38,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine makes any example slow: no verdict may hang on that. The short form tries the same examples in every
-# run, so that it is red for whoever broke something and nobody else; the long form (`make torture`) tries new ones.
+# run, so that it is red only for the change that broke something; the long form (`make torture`) tries new ones.
 settings.register_profile(
     "everywhere",
     deadline=None,
@@ -74,7 +74,7 @@ def _keep_logging() -> Iterator[None]:
 
 @pytest.fixture
 def free_port() -> int:
-    """A TCP port of the loopback address that nobody listens on."""
+    """A free TCP port of the loopback address."""
     return find_free_port()
 
 

@@ -51,7 +51,7 @@ def timeline(parts: Sequence[Part]) -> str:
 
 
 def captured_windows(windows: Sequence[MergedWindow], channels: Sequence[str]) -> str:
-    """Some windows as the label page draws them, one channel over another, with what was said and what was right."""
+    """Some windows as the label page draws them, one channel over another, with the prediction and the truth."""
     wide, tall = 200, 46
     marks: list[str] = []
     for column, window in enumerate(windows):

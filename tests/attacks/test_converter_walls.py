@@ -258,7 +258,7 @@ def test_it_writes_no_file_without_end(attack: Any) -> None:
 
 
 def test_it_cannot_eat_all_memory_and_a_crash_is_one_sentence(attack: Any) -> None:
-    """An allocation beyond the machine fails inside; a crash of a library is told as what it is."""
+    """An allocation beyond the machine fails inside; a crash of a library is named as such."""
     done = attack("b = bytearray(1 << 45)")
     assert done.returncode == 1
     assert "MemoryError" in done.stderr or "out of memory" in done.stderr

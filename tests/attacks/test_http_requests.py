@@ -291,7 +291,7 @@ def test_no_byte_of_a_body_is_kept_before_the_token(guarded: Server) -> None:
 
 
 def test_bodies_are_bounded_in_sum_and_small_ones_always_have_room(server: Server) -> None:
-    """Many large bodies that stay unfinished fill their share and no more; the next large one is told to come again."""
+    """Many large bodies that stay unfinished fill their share and no more; the next large one is refused for now."""
     size = 6_000_000
     head = b"POST /v2/models/activity/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % size
     clients = [dial(server) for _ in range(2)]

@@ -93,7 +93,7 @@ def _check_decoder(decoder: Decoder, frames: list[bytes], *, keyed: bool) -> Non
     decoded = decoder.decode(frames, counters)
     _check(decoded, counters, frames, keyed=keyed)
     again = decoder.decode([*frames, b"\xff"], Counters())
-    assert _origins(again) == _origins(decoded), "a reading is the same in whatever company"
+    assert _origins(again) == _origins(decoded), "a reading is the same whatever comes with it"
     assert again.values.tobytes() == decoded.values.tobytes()
 
 

@@ -1,4 +1,4 @@
-"""A long stream of frames, split, merged and garbled at random: what nobody touched comes out, once and in order."""
+"""A long stream of frames, split, merged and garbled at random: what was left alone comes out, once and in order."""
 
 import itertools
 import random
@@ -27,7 +27,7 @@ def cobs_frame(number: int) -> bytes:
 
 
 def decoded_numbers(frames: list[bytes], counters: Counters) -> list[int]:
-    """The numbers of the frames that are readings; a wrong digit in a line without a sum is told by its neighbours."""
+    """The numbers of the frames that are readings; a wrong digit in a line without a sum is found by its neighbours."""
     rows = make_decoder("csv", ("number", "a", "b")).decode(frames, counters).values.tolist()
     return [int(number) for number, a, b in rows if a == number % 97 + 0.5 and b == -number]
 

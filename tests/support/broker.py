@@ -143,7 +143,7 @@ class Mosquitto:
         self._end(signal.SIGKILL)
 
     def pause(self) -> None:
-        """Let it hang: its kernel takes connections and bytes, and nobody answers."""
+        """Let it hang: its kernel takes connections and bytes, and no answer comes."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 

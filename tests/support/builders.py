@@ -1,7 +1,7 @@
 """Valid bundles for tests, made with the `onnx` package: each test takes one and spoils one thing.
 
 A `Draft` is an ONNX model and its manifest as plain data, both open to change; `Draft.save` puts the second into the
-first. The golden vectors were computed by onnxruntime when the draft was made, so a draft that nobody has changed
+first. The golden vectors were computed by onnxruntime when the draft was made, so a draft that is unchanged
 passes its own self-test. Equal arguments give equal bytes.
 """
 

@@ -57,7 +57,7 @@ class Daemon:
         return None if self._process is None else self._process.poll()
 
     def start(self, *, ready: bool = True, deadline: float = 30.0) -> "Daemon":
-        """Start it, and by default return when it has told systemd that it is ready.
+        """Start it, and by default return when it has notified systemd that it is ready.
 
         Raises:
             AssertionError: it ended, or was not ready in time; its log is in the text.

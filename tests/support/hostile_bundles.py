@@ -466,7 +466,7 @@ _manifest("state of another shape", "input memory", lambda m: m["state"][0].upda
 _manifest("state of another type", "expected float32", lambda m: m["state"][0].update(type="int8"), builders.stateful)
 _manifest("state given twice", "twice", lambda m: m["state"].append(m["state"][0]), builders.stateful)
 _manifest("state in place of the window", "twice", lambda m: m["state"][0].update(input="window"), builders.stateful)
-_manifest("state that nobody declared", "expected the inputs window", lambda m: m.pop("state"), builders.stateful)
+_manifest("state that is not declared", "expected the inputs window", lambda m: m.pop("state"), builders.stateful)
 _manifest("targets that the graph lacks", "expected output value", lambda m: m["output"].update(
     targets=[{"name": "a"}, {"name": "b"}]
 ), builders.regression)  # fmt: skip

@@ -125,7 +125,7 @@ def _listen_in(namespace: str, address: str) -> socket.socket:
             made.append(socket.create_server((address, PORT)))
         os.close(there)
 
-    thread = threading.Thread(target=listen)  # it ends there, so nobody has to come back
+    thread = threading.Thread(target=listen)  # it ends there, so no reply has to come back
     thread.start()
     thread.join(10.0)
     if not made:

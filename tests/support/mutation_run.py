@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     todo: list[tuple[Module, list[Mutant]]] = []
     for module in chosen:
         if is_sample and module.path not in results:
-            continue  # its survivors were not judged yet: nothing new could be told from them
+            continue  # its survivors were not judged yet: nothing new could be learned from them
         mutants = mutants_of((ROOT / module.path).read_text())
         if lines is not None:
             mutants = list(those_in(mutants, lines.get(module.path, set())))

@@ -1,7 +1,7 @@
 """Devices that are not there: each a network namespace with ssh server, /etc, /opt, /var/lib and /var/cache of its own.
 
 They share the machine's programs, so the runtime that answers is the one of this repository. Links can be slowed,
-cut and mended; disks are as small as a test wants. Needs root, sshd, iproute2 and overlayfs.
+cut and repaired; disks are as small as a test wants. Needs root, sshd, iproute2 and overlayfs.
 """
 
 import os
@@ -214,7 +214,7 @@ class Lan:
         return config
 
     def write_inventory(self, extra: str = "", more: str = "", account: str = "root") -> Path:
-        """An inventory of all devices. As root, since this repository's Python may be readable for nobody else."""
+        """An inventory of all devices. As root, since this repository's Python may be readable for no other account."""
         defaults = f'ssh_config = "{self.write_ssh()}"\naccount = "{account}"\nconnect_timeout = 2\nstall_timeout = 3\n'
         lines = [f"[defaults]\n{defaults}\n[rollout]\nsoak = {SOAK_S}\n", extra]
         lines += [

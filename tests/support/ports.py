@@ -34,7 +34,7 @@ _SHARE = share_of_ports(
 
 
 def find_free_port() -> int:
-    """A TCP port of the loopback address that nobody listens on."""
+    """A free TCP port of the loopback address."""
     for _ in range(200):
         port = _draw.choice(_SHARE)
         with socket.socket() as probe:
@@ -102,7 +102,7 @@ class VirtualPort:
         rest = memoryview(data)
         while rest:
             _, writable, _ = select.select([], [self._master], [], patient(deadline))
-            assert writable, f"nobody has read from {self.path} for {deadline:g} s; {len(rest)} bytes are left"
+            assert writable, f"no process has read from {self.path} for {deadline:g} s; {len(rest)} bytes are left"
             try:
                 rest = rest[os.write(self._master, rest[:1024]) :]
             except BlockingIOError:

@@ -1,4 +1,4 @@
-"""`edge-runtime serve` as a process: started, asked, told to reload or stop, and ended by its own pid."""
+"""`edge-runtime serve` as a process: started, asked, reloaded or stopped by signals, and ended by its own pid."""
 
 import contextlib
 import http.client

@@ -4,7 +4,7 @@ A program of its own, so that it can run in another network namespace: `python -
 ALLOWED_SIGNERS`, with a line of JSON for each command on stdin, and a line of JSON as the answer. Nothing of the
 product is imported: documents are read as JSON, and signatures are checked by OpenSSH. Kinds: `good`, `failing`
 (every bundle fails its self-test there), `slow` (asks for a chunk every `SLOW_S`), `hung` (falls silent after the first
-chunk), `away` (offline until it is told to come back, with a connection of its own).
+chunk), `away` (offline until a request to come back, with a connection of its own).
 """
 
 import hashlib

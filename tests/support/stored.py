@@ -29,7 +29,7 @@ def believed(bundle: Bundle, _budget: Budget, _place: str) -> Measured:
 
 @dataclass
 class Rig:
-    """A device at work, its store, and somebody who sends it readings."""
+    """A device at work, its store, and a client that sends it readings."""
 
     folder: Path
     daemon: Daemon

@@ -128,7 +128,7 @@ def test_workers_read_and_the_command_writes_by_url(
 
 
 def test_a_scheduler_that_is_not_there_is_one_line(python: str, recordings: Path) -> None:
-    """An address where nobody answers is exit 1 and one line."""
+    """An address without an answer is exit 1 and one line."""
     began = time.monotonic()
     error = finish(
         predict(python, recordings, "out.csv", "--engine", "dask", "--scheduler", "tcp://127.0.0.1:9"), code=1

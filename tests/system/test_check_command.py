@@ -101,7 +101,7 @@ def test_every_mistake_is_shown_at_once(installed: Installed, device: Path) -> N
 
 def test_a_port_that_does_not_exist_is_no_mistake(installed: Installed, device: Path) -> None:
     """What may be plugged in later is not judged."""
-    serial = 'type = "serial"\nport = "/dev/serial/by-id/nobody"\nfields = ["temperature", "humidity"]'
+    serial = 'type = "serial"\nport = "/dev/serial/by-id/missing"\nfields = ["temperature", "humidity"]'
     device.write_text(DEVICE.replace('type = "mqtt"\ntopics = ["sensors/{key}/climate"]', serial))
     assert installed.run(installed.edge_runtime, "check", device, cwd=device.parent).returncode == 0
 

@@ -61,7 +61,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 @pytest.fixture
 def home(mosquitto: Mosquitto, make_daemon: MakeDaemon, make_subscriber: MakeSubscriber, tmp_path: Path) -> Subscriber:
-    """A device at the broker, with alarms for label `high`, and somebody who sends it readings."""
+    """A device at the broker, with alarms for label `high`, and a client that sends it readings."""
     bundle = builders.classification(name="comfort").save(tmp_path / "comfort.onnx")
     make_daemon(climate_device(mosquitto, bundle, model='alarm_labels = ["high"]')).start()
     found = make_subscriber(mosquitto.port, "edge/#", "alarms/#")

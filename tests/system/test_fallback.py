@@ -95,7 +95,7 @@ def test_the_first_broker_is_killed_and_comes_back(
     first.wait_for_text("edge/room/status", "online")
     with endless_readings(rig.sensors, 0.005) as sent:
         first.wait_for(100, "edge/room/comfort/")
-        rig.second.pause()  # for a moment nobody takes predictions, so that some have to wait
+        rig.second.pause()  # for a moment no broker takes predictions, so that some have to wait
         rig.first.kill()
         before = len(sent)
         wait_until(lambda: len(sent) > before + 30, "readings meanwhile")
@@ -214,7 +214,7 @@ def test_a_login_that_the_first_broker_refuses_makes_the_second_serve(
     make_mosquitto: MakeBroker, make_daemon: MakeDaemon, make_subscriber: MakeSubscriber, comfort: Path
 ) -> None:
     """Refused is as good as gone: predictions flow, and the state names the refusal. `urls` does without `url`."""
-    strict, open_ = make_mosquitto(users={"somebody": "else"}), make_mosquitto()
+    strict, open_ = make_mosquitto(users={"another": "user"}), make_mosquitto()
     text = climate_device(strict, comfort).replace(
         f'url = "{strict.url}"', f'urls = ["{strict.url}", "{open_.url}"]\nusername = "room"', 1
     )

@@ -40,7 +40,7 @@ def test_a_full_disk_is_named_predictions_go_on_and_it_is_used_again_when_there_
     bundle = builders.classification(name="comfort").save(tmp_path / "comfort.onnx")
     field, upstream = make_mosquitto(), make_mosquitto(persistence=True)
     sensors = make_subscriber(field.port)
-    # its session outlives the broker, so that nothing is published before somebody listens again
+    # its session outlives the broker, so that nothing is published before a client listens again
     hub = make_subscriber(upstream.port, "edge/#", client_id="hub")
     text = climate_device(upstream, bundle, source=f'url = "{field.url}"')
     text = text.replace('path = "room.db"', f'path = "{disk}/room.db"\ncommit_interval = 0.1')

@@ -104,7 +104,7 @@ def test_health_metrics_and_live_predictions_are_shown(
     assert seen["health"]["device"] == "room"
     wait_until(lambda: b"edge_readings_total 1\n" in ask(free_port, "GET", "/metrics")[1], "the reading in /metrics")
     assert ask(free_port, "GET", "/healthz") == (200, {"status": "ok"})
-    assert daemon.stop() == 0  # an open page holds nobody up
+    assert daemon.stop() == 0  # an open page delays nothing
     connection.close()
 
 
@@ -134,7 +134,7 @@ def test_a_reload_serves_the_new_configuration(
 
 
 def ask_or_none(port: int, path: str) -> int | None:
-    """The status; None while nobody listens."""
+    """The status; None while nothing listens."""
     try:
         return ask(port, "GET", path)[0]
     except (OSError, http.client.HTTPException):

@@ -83,7 +83,7 @@ def send(port: int, data: bytes) -> tuple[int, bytes]:
     ],
 )
 def test_a_hostile_request_is_refused_and_the_server_goes_on(port: int, data: bytes) -> None:
-    """Headers and bodies that are too large or make no sense are refused as JSON, and cost nobody else anything."""
+    """Headers and bodies that are too large or make no sense are refused as JSON, and cost other clients nothing."""
     status, body = send(port, data)
     assert status == 0 or 400 <= status < 500
     assert status == 0 or json.loads(body)["error"]
@@ -101,7 +101,7 @@ def test_clients_that_hang_cost_nobody_else_anything(port: int) -> None:
 
 
 def test_open_pages_leave_room_for_requests(port: int) -> None:
-    """Four pages may watch at a time, a fifth is told to wait, and requests are answered beside them."""
+    """Four pages may watch at a time, a fifth is asked to wait, and requests are answered beside them."""
     pages = []
     for _ in range(4):
         page = http.client.HTTPConnection("127.0.0.1", port, timeout=patient(20))
@@ -119,7 +119,7 @@ def test_open_pages_leave_room_for_requests(port: int) -> None:
 
 
 def test_many_clients_at_once_are_all_answered(port: int) -> None:
-    """Fifty clients that ask at the same time each get their answer, or are told to come back."""
+    """Fifty clients that ask at the same time each get their answer, or are asked to come back."""
     found: list[int] = []
 
     def client() -> None:

@@ -91,7 +91,7 @@ def test_predictions_travel_over_tls(
 def test_a_client_certificate_opens_a_broker_that_asks_for_one(
     make_mosquitto: MakeBroker, make_daemon: MakeDaemon, authority: CertificateAuthority, comfort: Path
 ) -> None:
-    """`cert_file` and `key_file` are shown to a broker that lets nobody in without a certificate."""
+    """`cert_file` and `key_file` are shown to a broker that refuses clients without a certificate."""
     broker = make_mosquitto(tls=authority, client_certificates=True)
     certificate, key = authority.issue("room")
     upstream = f'ca_file = "{authority.certificate}"\ncert_file = "{certificate}"\nkey_file = "{key}"'

@@ -113,7 +113,7 @@ def test_where_nothing_can_be_written_the_daemon_starts_as_ever(
 def test_where_signatures_are_asked_for_an_unsigned_copy_is_not_loaded(
     mosquitto: Mosquitto, make_daemon: MakeDaemon, subscriber: Subscriber, tmp_path: Path
 ) -> None:
-    """Somebody has put one there, well sealed: it is not looked at, it is removed, and none is made."""
+    """Another program has put one there, well sealed: it is not looked at, it is removed, and none is made."""
     signer = builders.signer(tmp_path / "keys")
     # Enough nodes for `auto` to want a copy, were it not for the signatures.
     draft = builders.classification(name="comfort")

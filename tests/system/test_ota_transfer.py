@@ -37,7 +37,7 @@ LOST_PERCENT = 2
 
 @dataclass
 class Rig:
-    """A device that takes signed bundles over MQTT, and somebody who may sign them."""
+    """A device that takes signed bundles over MQTT, and a signer."""
 
     folder: Path
     broker: Mosquitto
@@ -273,7 +273,7 @@ def test_flash_reaches_a_device_over_the_broker(rig: Rig, installed: Installed) 
 
 
 def test_what_the_next_start_would_refuse_is_not_taken_while_running(rig: Rig) -> None:
-    """Where signatures are asked for, an unsigned bundle that somebody forced into the store goes back by itself."""
+    """Where signatures are asked for, an unsigned bundle that was forced into the store goes back by itself."""
     path = rig.bundle("1.1.0", 40_000)
     path.with_name(path.name + ".sig").unlink()
     rig.store.install(path, Policy(unsigned="allow"))
@@ -285,7 +285,7 @@ def test_what_the_next_start_would_refuse_is_not_taken_while_running(rig: Rig) -
 
 
 def _silent(_done: int, _total: int) -> None:
-    """Progress that nobody looks at."""
+    """Progress that is not shown."""
 
 
 def test_an_offer_that_was_retained_begins_nothing(rig: Rig) -> None:

@@ -17,7 +17,7 @@ catboost = pytest.importorskip("catboost")
 def test_a_catboost_file_gives_its_own_answers(
     classes: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Labels are equal on every row and scores to 2e-6; trees are told that they are not quantised."""
+    """Labels are equal on every row and scores to 2e-6; for trees a note says that they are not quantised."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(1000, 4)).astype(np.float32)
     settings = {"iterations": 25, "depth": 4, "verbose": False, "thread_count": 1, "allow_writing_files": False}

@@ -369,7 +369,7 @@ def test_a_joblib_file_needs_trust_however_it_is_compressed(
 def test_a_skops_file_with_strange_types_lists_them(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A function of somebody else is named and refused."""
+    """A function of another package is named and refused."""
     x, y = readings()
     strange = make_pipeline(FunctionTransformer(os.path.basename), LogisticRegression())
     strange.steps[1][1].fit(x, y)
@@ -446,7 +446,7 @@ DATA = {
 
 @pytest.mark.parametrize("case", DATA)
 def test_bad_data_is_refused(case: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What is wrong with the data is told with its row and channel."""
+    """A fault of the data is named with its row and channel."""
     make, message = DATA[case]
     np.savez(tmp_path / "bad.npz", **make(*readings()))
     assert message in refused(capsys, tmp_path / "out.onnx", model, "--data", tmp_path / "bad.npz")
@@ -490,7 +490,7 @@ def test_missing_files_and_folders_are_named(
 
 
 def test_usage_is_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
-    """A wrong command line is told apart from a failed run."""
+    """A wrong command line has another exit code than a failed run."""
     for arguments in ([], ["bake"], ["build"], ["build", "m", "-o", "x", "--quantize", "int4"]):
         assert main(arguments) == 2
     assert main(["--help"]) == 0

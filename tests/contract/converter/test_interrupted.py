@@ -1,4 +1,4 @@
-"""`edge-convert build` as somebody sees it who waits for it: it tells what it does, and can be stopped."""
+"""`edge-convert build` as a waiting user sees it: it prints what it does, and can be stopped."""
 
 import signal
 import subprocess
@@ -61,7 +61,7 @@ def test_work_is_told_as_it_is_done_and_an_interrupt_leaves_no_file(
     started.send_signal(signal.SIGINT)
     _, wrong = started.communicate(timeout=60)
     assert started.returncode == 130
-    # Each step was told as it began, and the last one has not ended; no line waited in a buffer.
+    # Each step was printed as it began, and the last one has not ended; no line waited in a buffer.
     steps = [
         "loading",
         "reading",

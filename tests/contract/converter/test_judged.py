@@ -185,7 +185,7 @@ def test_a_form_that_answers_nan_beyond_the_data_is_left_out(bench: Bench, monke
 
 
 def test_a_source_that_refuses_a_value_is_told(bench: Bench) -> None:
-    """A bundle cannot raise as an encoder does; the operator is told which value, and what to do."""
+    """A bundle cannot raise as an encoder does; the message names the value, and what to do."""
     rng = np.random.default_rng(0)
     x = np.c_[rng.integers(0, 3, 300), rng.normal(size=300)]
     columns = make_column_transformer((OrdinalEncoder(), [0]), remainder="passthrough")
@@ -268,7 +268,7 @@ def test_two_exchanged_channels_are_noticed(bench: Bench) -> None:
 def test_channels_in_another_order_than_the_columns_of_the_file_are_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The specification counts, and whoever wrote it is told that the file says otherwise."""
+    """The specification counts, and a warning says that the file differs."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(50, 2))
     y = (x[:, 0] > 0).astype(int)

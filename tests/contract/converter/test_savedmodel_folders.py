@@ -198,7 +198,7 @@ def test_a_link_in_a_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
 def test_without_tensorflow_the_command_that_installs_it_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The extra is `tensorflow`; a folder that is no SavedModel is told apart."""
+    """The extra is `tensorflow`; a folder that is no SavedModel gets another message."""
     monkeypatch.setitem(__import__("sys").modules, "tensorflow", None)
     (tmp_path / "m").mkdir()
     assert build(tmp_path / "m", WINDOW, "--quantize", "none") == 1

@@ -81,7 +81,7 @@ def test_rows_drift_where_float32_takes_another_branch() -> None:
 
 
 def exported(tmp_path: Path, kind: str) -> tuple[Path, Any]:
-    """A forest as somebody else's converter writes it."""
+    """A forest as another converter writes it."""
     from skl2onnx import to_onnx  # noqa: PLC0415
 
     x = np.round(np.random.default_rng(0).normal(size=(500, 3)) * 4).astype(np.float32) / 4

@@ -186,7 +186,7 @@ def test_a_write_that_fails_settles_what_was_acknowledged_and_nothing_else(
 def test_an_acknowledgement_waits_for_company_but_not_for_ever(
     mosquitto: Mosquitto, make_client: MakeClient, make_subscriber: MakeSubscriber
 ) -> None:
-    """One that comes alone is read with the next message, or when somebody is in a hurry, or after `ack_patience`."""
+    """One that comes alone is read with the next message, at once if acknowledged so, or after `ack_patience`."""
     other = make_subscriber(mosquitto.port, "out/#")
     client = make_client(mosquitto.url, "in/#", ack_patience=600.0).up()
     outcomes: list[bool] = []
@@ -283,7 +283,7 @@ def _issue_expired(authority: CertificateAuthority) -> None:
 def test_a_wrong_password_is_said_and_tried_again(
     protocol: str, make_mosquitto: MakeBroker, make_client: MakeClient
 ) -> None:
-    """The state names the client id and the broker's reason; when the password is mended, the next attempt succeeds."""
+    """The state names the client id and the broker's reason; with the right password, the next attempt succeeds."""
     broker = make_mosquitto(users={"press": "right"})
     passwords = ["wrong"]
     client = make_client(broker.url, protocol=protocol, username="press")
@@ -435,7 +435,7 @@ def make_server() -> Iterator[Callable[[Callable[[socket.socket], None]], _Serve
 def test_a_server_that_says_nothing_is_left(
     make_server: Any, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody else's port takes our connection and keeps silent: after the time-out we say so and try again."""
+    """Another program's port accepts the connection and sends nothing: the state says so, and it tries again."""
     monkeypatch.setattr(connection_module, "CONNECT_TIMEOUT_S", 0.3)
     server = make_server(lambda _: None)
     client = make_client(server.url)
@@ -678,7 +678,7 @@ def test_messages_with_properties_keep_their_place_among_those_without(
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_retained_message_says_so(protocol: str, mosquitto: Mosquitto, make_client: MakeClient) -> None:
-    """What the broker kept is told from what is sent now."""
+    """Retained messages are distinguished from what is sent now."""
     sender = make_client(mosquitto.url, protocol=protocol, client_id="edge-test-sender").up()
     outcomes: list[bool] = []
     sender.connection.publish("kept", b"old", qos=1, retain=True, outcome=outcomes.append)

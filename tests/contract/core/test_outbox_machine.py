@@ -429,7 +429,7 @@ class OutboxMachine(RuleBasedStateMachine):
         assert not self.counters.dropped
 
     def teardown(self) -> None:
-        """In the end the disk is mended and the link stays up: then everything arrives, and nothing is left over."""
+        """In the end the disk works and the link stays up: then everything arrives, and nothing is left over."""
         try:
             if hasattr(self, "store"):
                 self._deliver_everything()

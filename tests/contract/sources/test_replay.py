@@ -62,7 +62,7 @@ class Bench:
         self.states: list[tuple[str, bool]] = []
 
     def source(self, *files: Path, channels: tuple[str, ...] = CHANNELS, **options: Any) -> ReplaySource:
-        """A source of these files at full speed, unless told otherwise."""
+        """A source of these files at full speed by default."""
         arguments = {key: options.pop(key) for key in ("shape", "paused", "units") if key in options}
         shape = arguments.pop("shape", None)
         if "mapping" in options:

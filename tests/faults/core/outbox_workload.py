@@ -107,7 +107,7 @@ def _last_number(said: Path) -> int:
 def main() -> None:
     """Fork the children."""
     folder, *words = sys.argv[1:]
-    outbox_store.BUSY_TIMEOUT_S = 0.05  # nobody else holds these files: a lock that fails was made to fail
+    outbox_store.BUSY_TIMEOUT_S = 0.05  # no other process holds these files: a lock that fails was made to fail
     seeds = [int(word) for word in words if word.isdigit()]
     for seed in seeds:
         child = os.fork()

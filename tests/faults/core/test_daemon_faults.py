@@ -77,7 +77,7 @@ def test_a_line_that_breaks_at_every_acknowledgement_loses_nothing(
             source=f'url = "{mosquitto.url}"',
         )
         daemon = make_daemon(text).start()
-        daemon.wait_for_log("online")  # before it has subscribed, nobody keeps readings for it
+        daemon.wait_for_log("online")  # before it has subscribed, the broker keeps no readings for it
         with endless_readings(client, 0.002) as sent:
             wait_until(
                 lambda: proxy.faults >= CUTS, lambda: f"{CUTS} faults; {dict(proxy.done)}; {daemon.log[-800:]}", 1500.0

@@ -83,7 +83,7 @@ def _flipped(data: bytes, rng: random.Random) -> bytes:
 
 @pytest.mark.parametrize("bad", ["wrong answers", "without golden vectors", "slow", "large", "unloadable"])
 def test_a_bad_model_leaves_the_good_one_active(tmp_path: Path, keys: builders.Signer, bad: str) -> None:
-    """Whatever the self-test finds out, the device goes on with what it had, and a mended bundle then gets in."""
+    """Whatever the self-test finds, the device goes on with what it had, and a corrected bundle is accepted."""
     store = ModelStore(tmp_path / "models")
     budget = {"slow": Budget(latency_ms=1e-9), "large": Budget(memory_bytes=1)}.get(bad, Budget())
     policy = Policy(allowed_signers=keys.allowed)

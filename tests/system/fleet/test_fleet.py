@@ -196,19 +196,19 @@ def test_an_unknown_host_is_refused_whatever_the_users_configuration_says(make_l
 
 
 def test_what_runs_as_the_daemons_user_is_run_as_it(make_lan: MakeLan, tmp_path: Path) -> None:
-    """A login as root becomes the owner of the store; a device without that user is told to be provisioned."""
+    """A login as root becomes the owner of the store; without that user, the message asks for provisioning."""
     lan = make_lan(1)
     (device,) = lan.devices
     device.run("printf '#!/bin/sh\\nid -un >&2\\nexit 1\\n' > /opt/edge-runtime/bin/edge-runtime")
     lan.write_inventory(account="edge-runtime")
     assert "edge-runtime" in lan.command("rollback", "d0", "--model", "m").stdout
-    lan.write_inventory(account="nobody-here")
+    lan.write_inventory(account="missing-user")
     answer = lan.command("rollback", "d0", "--model", "m")
-    assert "there is no user nobody-here: provision the device first" in answer.stdout
+    assert "there is no user missing-user: provision the device first" in answer.stdout
 
 
 def test_logs_of_several_devices_say_where_they_come_from(make_lan: MakeLan) -> None:
-    """Each line begins with its device; for a program it is JSON; one that cannot be asked is told and counted."""
+    """Each line begins with its device; for a program it is JSON; one that cannot be asked is named and counted."""
     lan = make_lan(3)
     for device in lan.devices:
         device.run(

@@ -24,7 +24,7 @@ Command = Callable[..., Any]
 
 
 class Fleet:
-    """Two devices that only a broker reaches, one that nobody does, and a laptop."""
+    """Two devices that only a broker reaches, one that nothing reaches, and a laptop."""
 
     def __init__(self, folder: Path, broker: Mosquitto, installed: Installed, make_daemon: MakeDaemon) -> None:
         self.folder = folder

@@ -150,7 +150,7 @@ def test_a_full_disk_is_named_and_the_runtime_that_was_there_stays(
 def test_wheels_for_other_devices_stop_it_before_anything_is_sent(
     make_lan: MakeLan, tmp_path: Path, wheelhouse: Path
 ) -> None:
-    """A wheelhouse without a package for this device is told as such; nothing on the device changes."""
+    """A wheelhouse without a package for this device is named as such; nothing on the device changes."""
     lan = make_lan(0)
     device = lan.add(0, fresh=True)
     lan.write_inventory()

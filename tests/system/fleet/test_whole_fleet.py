@@ -1,6 +1,6 @@
 """Eight devices that run the real daemon: a bad link that is cut in the middle, a full disk, a dead one, five others.
 
-Right result and right table for each, and nobody stops answering readings.
+Right result and right table for each, and no device stops answering readings.
 With `EDGE_TORTURE=long` the eight are fresh, and provisioned over ssh first; else they have the runtime already.
 """
 
@@ -45,7 +45,7 @@ allowed_signers = "/etc/edge-runtime/allowed_signers"
 
 
 class Broker:
-    """mosquitto at the hub, and somebody who listens to everything there."""
+    """mosquitto at the hub, and a client that listens to everything there."""
 
     def __init__(self, lan: Lan) -> None:
         self._within = ["ip", "netns", "exec", lan.hub]

@@ -169,11 +169,11 @@ def test_a_part_that_fails_is_named() -> None:
 
 
 def test_a_cluster_without_workers_is_refused() -> None:
-    """Nothing is submitted to nobody."""
+    """Nothing is submitted without workers."""
 
-    def nobody(count: int, timeout: int) -> None:
+    def no_workers(count: int, timeout: int) -> None:
         raise TimeoutError
 
-    client = SimpleNamespace(wait_for_workers=nobody, status="running")
+    client = SimpleNamespace(wait_for_workers=no_workers, status="running")
     with pytest.raises(CommandError, match="expected workers, found none: start some"):
         _Cluster(client, "x").check_workers(JOB)

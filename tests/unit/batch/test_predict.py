@@ -377,7 +377,7 @@ def test_models_side_by_side_share_out_the_windows(bundle: Path) -> None:
 
 
 def test_a_model_that_fails_beside_others_fails_the_call(bundle: Path) -> None:
-    """Nobody takes half of an answer for the whole; afterwards the models answer again."""
+    """Half of an answer is never taken for the whole; afterwards the models answer again."""
     opened = open_bundle(bundle)
 
     class Failing(Model):

@@ -4,7 +4,7 @@ from edge_runtime.batch.progress import Bar, describe
 
 
 class Terminal(io.StringIO):
-    """A stream that says that somebody watches."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True

@@ -36,7 +36,7 @@ CHANNELS = ("temperature", "humidity")
 def test_frames_that_fit_leave_no_doubt(
     frames: list[str], format_: str, fields: tuple[str, ...], keys: dict[str, Any]
 ) -> None:
-    """Format, columns, time and key, as somebody would write them by hand."""
+    """Format, columns, time and key, as a user would write them by hand."""
     found = propose([each.encode() for each in frames], CHANNELS)
     assert (found.format, found.fields, found.doubts) == (format_, fields, [])
     assert {name: getattr(found, name) for name in keys} == keys

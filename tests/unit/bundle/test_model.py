@@ -196,7 +196,7 @@ def test_whatever_goes_wrong_inside_a_model_is_its_own_error(tmp_path: Path) -> 
 
 
 def test_the_bytes_of_a_bundle_do_not_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once the session is made nobody holds the file's bytes: a large model would take its size twice."""
+    """Once the session is made the file's bytes are released: a large model would take its size twice."""
     bundle = open_bundle(builders.classification().save(tmp_path / "model.onnx"))
     data = bundle.path.read_bytes()
     monkeypatch.setattr(model_module, "read_unchanged", lambda _: data)

@@ -56,7 +56,7 @@ def test_opening_does_not_import_onnxruntime(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    """A wrong path is told apart from a wrong file."""
+    """A wrong path gets another message than a wrong file."""
     assert "no such file" in _refusal(tmp_path / "absent.onnx")
 
 
@@ -73,7 +73,7 @@ def test_an_empty_file_is_no_bundle(tmp_path: Path) -> None:
 
 
 def test_a_pipe_is_never_waited_for(tmp_path: Path) -> None:
-    """A FIFO is refused at once, though nobody writes to it."""
+    """A FIFO is refused at once, though no process writes to it."""
     path = tmp_path / "pipe.onnx"
     os.mkfifo(path)
     assert "a pipe or a device" in _refusal(path)
@@ -132,7 +132,7 @@ def test_limits_can_be_set(tmp_path: Path) -> None:
 
 
 def test_an_unreadable_file_says_so(tmp_path: Path) -> None:
-    """A file of another user is told apart from a missing one."""
+    """A file of another user gets another message than a missing one."""
     path = builders.classification().save(tmp_path / "model.onnx")
     path.chmod(0)
     own = os.geteuid()

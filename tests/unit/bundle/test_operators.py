@@ -8,7 +8,7 @@ def _known(domain: str) -> set[str]:
 
 
 def test_every_standard_operator_is_either_allowed_or_refused_on_purpose() -> None:
-    """The list is complete for the installed standard: a new operator makes this fail until somebody decides."""
+    """The list is complete for the installed standard: a new operator makes this fail until it is judged."""
     assert _known("") <= operators.STANDARD | operators.REFUSED_STANDARD
     assert _known("ai.onnx.ml") <= operators.ML | operators.REFUSED_ML
     assert not operators.STANDARD & operators.REFUSED_STANDARD

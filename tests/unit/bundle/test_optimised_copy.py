@@ -228,7 +228,7 @@ def test_a_copy_with_other_bits_is_not_kept(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("bits", [stat.S_IWGRP, stat.S_IWOTH])
 def test_a_copy_that_others_can_write_to_is_not_loaded(bits: int, bundle: Bundle, said: Callable[[], str]) -> None:
-    """Somebody else may have put anything there."""
+    """Another account may have put anything there."""
     _made(bundle)
     path = copy_path(bundle.path)
     path.chmod(path.stat().st_mode | bits)
@@ -381,7 +381,7 @@ def test_a_copy_that_is_not_wanted_any_more_is_removed(bundle: Bundle, monkeypat
 
 
 def test_only_copies_are_removed(bundle: Bundle) -> None:
-    """A file or a folder of somebody else that happens to have that name stays."""
+    """A file or a folder of another account that happens to have that name stays."""
     path = copy_path(bundle.path)
     path.write_text("notes of mine")
     optimised_maker.remove_copy(bundle.path)

@@ -179,7 +179,7 @@ def test_a_model_that_hangs_is_killed(tmp_path: Path) -> None:
 
 
 def test_a_model_that_burns_the_processor_is_killed(tmp_path: Path) -> None:
-    """The limit on processor time holds even where nobody watches the clock."""
+    """The limit on processor time holds without a watch on the clock."""
     assert "1 s of processor time" in _refusal(hanging(), tmp_path, Budget(cpu_s=1))
 
 
@@ -234,7 +234,7 @@ def test_names_of_a_damaged_graph_do_not_reach_the_terminal(tmp_path: Path) -> N
     ],
 )
 def test_a_crash_is_named_by_its_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: str) -> None:
-    """A child that dies takes nobody with it, and its signal is told."""
+    """A child that dies ends no other process, and its signal is named."""
     number = int(signal.Signals[name])
     dying = [sys.executable, "-c", f"import os; os.kill(os.getpid(), {number})"]
     monkeypatch.setattr(selftest, "_command", lambda *_: dying)

@@ -58,7 +58,7 @@ def test_the_bytes_that_were_read_are_the_bytes_that_are_checked(bundle: Path, k
 
 
 def test_the_key_of_a_stranger_is_refused(bundle: Path, tmp_path: Path) -> None:
-    """A good signature by a key that nobody allowed says whose key it was not."""
+    """A good signature by a key that is not allowed names that key."""
     stranger = builders.signer(tmp_path / "other")
     assert "the key of a stranger" in _refusal(bundle, stranger.allowed)
 
@@ -143,16 +143,16 @@ def test_a_clock_that_was_never_set_refuses_nothing(
 
 
 def test_without_allowed_signers_nothing_passes(bundle: Path, tmp_path: Path) -> None:
-    """A missing or empty list of keys is named, and trusts nobody."""
+    """A missing or empty list of keys is named, and trusts no key."""
     assert "No such file" in _refusal(bundle, tmp_path / "absent")
-    (tmp_path / "empty").write_text("# nobody yet\n")
+    (tmp_path / "empty").write_text("# no key yet\n")
     assert "names no key" in _refusal(bundle, tmp_path / "empty")
 
 
 def test_without_ssh_keygen_nothing_passes(
     bundle: Path, keys: builders.Signer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A device without OpenSSH's tools is told which package it lacks."""
+    """On a device without OpenSSH's tools the message names the package."""
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "install openssh-client" in _refusal(bundle, keys.allowed)
 

@@ -82,7 +82,7 @@ def test_a_share_is_kept_by_chance() -> None:
 
 
 def test_every_reason_stands_with_a_window() -> None:
-    """A window that is kept by chance alone can be told from others."""
+    """A window that is kept by chance alone is marked."""
     policy = _policy(CLASSES, uncertain=1.0, labels=["a"], random=1.0)
     assert policy.reasons(_classes(1.0, 0.0, 0.0), 0) == ("uncertain", "label", "random")
 

@@ -10,7 +10,7 @@ from converter.load.source import Answer
 
 
 def classifier(windows: Any) -> Answer:
-    """Two classes, told apart by the sum of a window's readings; it jumps at 1."""
+    """Two classes, separated by the sum of a window's readings; it jumps at 1."""
     total = windows.reshape(len(windows), -1).astype(np.float64).sum(axis=1)
     positive = np.where(total > 1.0, 0.9, 0.2)
     return Answer(label=(positive > 0.5).astype(np.int64), scores=np.stack([1 - positive, positive], axis=1))

@@ -255,7 +255,7 @@ def test_what_a_device_measured_takes_the_place_of_the_estimate(
 def test_an_interrupt_during_the_report_says_that_the_bundle_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nobody is told that nothing was written when something was; and there is no half page."""
+    """No message says that nothing was written when something was; and there is no half page."""
 
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt

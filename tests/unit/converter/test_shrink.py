@@ -148,7 +148,7 @@ def test_an_ensemble_that_is_no_row_of_trees_is_left_alone(spoil: str) -> None:
 
 
 def doubled() -> onnx.ModelProto:
-    """Two equal constants, two equal sums of them, and a product that nobody asks for."""
+    """Two equal constants, two equal sums of them, and a product that is not used."""
     value = np.arange(6, dtype=np.float32).reshape(2, 3)
     constants = [numpy_helper.from_array(value[:, :2].copy(), name) for name in ("one", "two")]
     nodes = [

@@ -447,7 +447,7 @@ COLUMNS = "stream TEXT, priority INTEGER, made REAL, topic TEXT, payload BLOB, c
         ([f"CREATE TABLE entry (id INTEGER PRIMARY KEY, {COLUMNS})"], True),
         ([f"CREATE TABLE entry (id INTEGER PRIMARY KEY AUTOINCREMENT, {COLUMNS})"], True),
         ([f"CREATE TABLE entry (id INTEGER PRIMARY KEY, {COLUMNS}, packing INTEGER NOT NULL DEFAULT 0)"], True),
-        (["CREATE TABLE other (a)"], True),  # a table beside ours is in nobody's way
+        (["CREATE TABLE other (a)"], True),  # a table beside ours does no harm
         (["CREATE TABLE other (a)", "PRAGMA user_version=2"], True),
         (["CREATE TABLE entry (a, b)"], False),
         ([f"CREATE TABLE entry (id INTEGER PRIMARY KEY, {COLUMNS})", "PRAGMA user_version=2"], False),

@@ -1,7 +1,7 @@
 """Limits and times that the pages name are those of the code, as `test_guarantee_numbers.py` holds the guarantees.
 
 A page is read by a person who plans with its numbers. Each stands here with the words around it, so that a change of
-either side is noticed. Weak point: a number that nobody has put here is looked at by nobody; figures that were
+either side is noticed. Weak point: a number that is not listed here is not checked; figures that were
 measured are no limits and have no place here.
 """
 

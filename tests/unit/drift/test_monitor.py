@@ -126,7 +126,7 @@ def test_a_state_falls_after_calm_blocks_and_not_before(manifest: Manifest, rng:
 
 
 def test_half_the_reason_is_to_watch(manifest: Manifest, rng: np.random.Generator) -> None:
-    """Between ok and alarm there is a state that wakes nobody up."""
+    """Between ok and alarm there is a state that raises no alarm."""
     monitor = Monitor(manifest)
     values = readings(rng, 4 * BLOCK)
     values[:: BLOCK // 4, 0] = np.nan  # four of 64

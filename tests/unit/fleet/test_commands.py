@@ -149,7 +149,7 @@ def test_a_rollback_from_a_version_is_ordered_over_mqtt_only_where_it_runs(
 
     class Sender:
         def __init__(self, *_: object) -> None:
-            """Nobody is reached."""
+            """No device is reached."""
 
         def roll_back(self, model: str, digest: str, _: object) -> dict[str, str]:
             ordered.append(f"{model} {digest}")
@@ -175,7 +175,7 @@ def test_a_rollback_right_after_a_flash_over_mqtt_asks_again_what_runs(
 
     class Sender:
         def __init__(self, *_: object) -> None:
-            """Nobody is reached."""
+            """No device is reached."""
 
         def roll_back(self, model: str, digest: str, _: object) -> dict[str, str]:
             ordered.append(digest)

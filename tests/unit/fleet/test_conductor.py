@@ -352,7 +352,7 @@ def test_a_device_that_ran_the_bundle_before_is_unchanged(host: Host) -> None:
 
 
 def test_devices_wait_for_the_time_that_their_documents_name(host: Host) -> None:
-    """A canary that waits holds nobody up: all documents go out, and each device begins when it is time."""
+    """A canary that waits holds no device up: all documents go out, and each device begins when it is time."""
     waiting = [{"state": "pending", "why": "waiting not before 2100-01-01 00:00 UTC"}]
     host.broker.answers = dict.fromkeys("abc", waiting)
     host.start(*rows("abc"), not_before=4_102_444_800)

@@ -32,7 +32,7 @@ from tests.support.waiting import patient
 
 
 def targets(*names: str) -> list[FleetDevice]:
-    """Devices that nobody talks to."""
+    """Devices that are never contacted."""
     return [
         FleetDevice(
             name=name, address=name, service=name, account="a", runtime="r", store="s", allowed_signers="k",
@@ -76,7 +76,7 @@ def work(failing: str = "", seen: list[str] | None = None) -> Callable[[FleetDev
 
 
 def test_a_failing_canary_keeps_the_others_from_harm() -> None:
-    """When the canary fails nobody else is touched, and each of the others is named as not tried."""
+    """When the canary fails no other device is touched, and each of the others is named as not tried."""
     seen: list[str] = []
     outcomes = roll_out(targets(*"abc"), work("a", seen), RolloutTable(), Silent())
     assert seen == ["a"]
@@ -274,7 +274,7 @@ def results(outcomes: list[Outcome]) -> dict[str, str]:
 
 
 def kinds(word: Mapping[str, Exception]) -> Callable[[FleetDevice, Watcher], Outcome]:
-    """Work that ends as it is told for some devices."""
+    """Work that ends as arranged for some devices."""
 
     def one(target: FleetDevice, _: Watcher) -> Outcome:
         if target.name in word:

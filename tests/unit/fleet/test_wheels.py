@@ -59,7 +59,7 @@ def test_of_each_package_the_newest_that_fits_is_taken(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_named_before_anything_is_sent(tmp_path: Path) -> None:
-    """A wheelhouse for other devices is told as such."""
+    """A wheelhouse for other devices is named as such."""
     fill(tmp_path, *NAMES)
     with pytest.raises(CommandError) as caught:
         choose(tmp_path, Machine("x86_64", (3, 11)))

@@ -1,4 +1,4 @@
-"""Who is let in: probes without the secret, named hosts and sites, a path in front; and nobody else."""
+"""Who is let in: probes without the secret, named hosts and sites, a path in front; and no one else."""
 
 import json
 from pathlib import Path

@@ -353,7 +353,7 @@ def test_requests_that_wait_together_are_scored_together(counting: Any, numbers:
 
 
 def test_a_large_request_takes_turns_with_others(counting: Any) -> None:
-    """Nobody waits for more than one call of the model's largest batch."""
+    """No request waits for more than one call of the model's largest batch."""
     scorer = Scorer()
     large, small = work(counting, 2 * MAX_WINDOWS + 1), work(counting, 1)
     scorer.add(large)
@@ -380,7 +380,7 @@ def test_too_many_requests_are_told_to_come_back(counting: Any, monkeypatch: pyt
 
 
 def test_work_is_refused_at_once_when_too_much_of_it_waits(models: list[Served], counting: Any) -> None:
-    """Requests that would wait for long are told so; the small questions are answered all the same."""
+    """Requests that would wait for long are refused with the reason; the small questions are answered all the same."""
     busy = App(models, Board(health=lambda: HEALTH))
     for _ in range(scorer_module.MAX_WAITING):
         busy.scorer.add(work(counting, 1))

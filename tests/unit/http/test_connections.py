@@ -82,7 +82,7 @@ def test_an_old_client_is_answered_and_left(server: Server) -> None:
 
 
 def test_a_body_in_chunks_or_after_a_question_is_taken(server: Server) -> None:
-    """A chunked body is a body, and a client that asks before it sends one is told to go on."""
+    """A chunked body is a body, and a client that asks before it sends one gets 100 Continue."""
     with dial(server) as client:
         head = b"POST /predict/activity HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
         client.sendall(head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY))
@@ -180,7 +180,7 @@ def test_a_page_that_goes_makes_room_for_another(server: Server) -> None:
 
 
 def test_a_stop_tells_those_who_wait_to_come_again(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Requests that a stopping server has not scored are answered with 503; nobody waits for long."""
+    """Requests that a stopping server has not scored are answered with 503; no client waits for long."""
     entered, go = threading.Event(), threading.Event()
     real = served.model.run
 

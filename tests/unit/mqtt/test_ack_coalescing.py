@@ -1,4 +1,4 @@
-"""When acknowledgements are delayed, and which broker holds readings back, told by when they come."""
+"""When acknowledgements are delayed, and which broker holds readings back, found by their times of arrival."""
 
 import socket
 from collections.abc import Iterator
@@ -238,7 +238,7 @@ class _Bench:
 
 
 def test_the_brokers_acknowledgements_wait_from_readiness_to_the_beginning_of_a_stop() -> None:
-    """Less than five bytes, one PUBACK, wake nobody; with the stop all that waits is read, once."""
+    """Less than five bytes, one PUBACK, cause no wake-up; at the stop all that waits is read, once."""
     bench = _Bench()
     assert not bench.acks.holding
     assert not bench.acks.watches_delay, "unless it was asked for"

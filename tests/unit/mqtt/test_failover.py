@@ -32,7 +32,7 @@ class _Link:
     on_change: list[Callable[[], None]] = field(default_factory=list)
 
     def subscribe(self, *_: object, **__: object) -> None:
-        """Every link is told of every subscription; see `test_one_answer` and the system tests."""
+        """Every link gets every subscription; see `test_one_answer` and the system tests."""
 
     def start(self) -> None:
         """Nothing happens until the test says so."""

@@ -346,7 +346,7 @@ def test_an_attempt_that_fails_is_heard_of_as_with_one_connection() -> None:
 
 
 def test_a_better_broker_that_serves_already_when_its_time_comes_is_left_alone() -> None:
-    """It took over when the other one broke: nobody there hears our last will, and nothing is interrupted."""
+    """It took over when the other one broke: no last will is published there, and nothing is interrupted."""
     bench = Bench(return_after=10.0)
     fallback = bench.serve("b")
     bench.made["a"].up()
@@ -361,7 +361,7 @@ def test_a_better_broker_that_serves_already_when_its_time_comes_is_left_alone()
 
 
 def test_a_better_broker_that_broke_again_and_stays_away_is_waited_for_without_an_end() -> None:
-    """When its time comes there is nobody to return to."""
+    """When its time comes there is no broker to return to."""
     bench = Bench(return_after=10.0)
     bench.serve("b")
     bench.made["a"].up()

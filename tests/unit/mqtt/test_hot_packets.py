@@ -15,7 +15,7 @@ from tests.support.fake_broker import packet, text
 
 
 class _Noted:
-    """A taker that keeps what it is told."""
+    """A taker that keeps what it is given."""
 
     def __init__(self) -> None:
         self.taken: list[tuple[Any, ...]] = []

@@ -91,7 +91,7 @@ def test_closing_sends_what_was_taken(line: tuple[WholeSocket, socket.socket]) -
 
 
 class _Taker:
-    """Notes what it is told."""
+    """Notes its calls."""
 
     def __init__(self) -> None:
         self.told: list[tuple[bytes, int]] = []

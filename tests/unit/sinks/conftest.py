@@ -20,7 +20,7 @@ class Bench:
     """One sink at work.
 
     Attributes:
-        changes: how often it told that a fault began or ended.
+        changes: how often a fault began or ended.
     """
 
     def __init__(self, table: SinkTable, folder: Path | None) -> None:

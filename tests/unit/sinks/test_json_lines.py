@@ -125,7 +125,7 @@ def test_files_of_a_larger_bound_are_brought_within_the_new_one(tmp_path: Path) 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
 def test_what_is_no_regular_file_is_refused(tmp_path: Path, kind: str) -> None:
-    """A pipe would hang, and a link could lead to a file of somebody else."""
+    """A pipe would hang, and a link could lead to a file of another account."""
     path = tmp_path / "p"
     if kind == "folder":
         path.mkdir()

@@ -139,7 +139,7 @@ class BundleFiles:
 
 @pytest.fixture(scope="module")
 def signer(tmp_path_factory: pytest.TempPathFactory) -> builders.Signer:
-    """Somebody whom the device trusts."""
+    """A signer that the device trusts."""
     return builders.signer(tmp_path_factory.mktemp("keys"))
 
 

@@ -453,7 +453,7 @@ def test_the_same_sender_asks_how_far_it_is(device: Device) -> None:
 
 
 def test_another_sender_of_the_same_bundle_takes_over_a_silent_one(device: Device) -> None:
-    """After ten seconds without a chunk, not before; while the disk works it is told to wait."""
+    """After ten seconds without a chunk, not before; while the disk works it is asked to wait."""
     assert TAKE_OVER_S == 10.0
     device.begin()
     device.hear("chunk/t1/0", b"c" * CHUNK_BYTES)  # not yet written

@@ -390,7 +390,7 @@ def test_named_tensors_are_compared_too(scene: Scene) -> None:
     ],
 )
 def test_an_answer_that_does_not_fit_ends_the_shadow(scene: Scene, answer: Any) -> None:
-    """It came out of a process that runs somebody's model."""
+    """It came out of a process that runs an untrusted model."""
     shadow = scene.make()
     scene.answers.append(answer)
     scene.serve(lambda: _offer(shadow, ["a"]))

@@ -168,7 +168,7 @@ def test_an_answer_without_a_body_is_read_without_a_wait(process: ShadowProcess,
 
 
 def test_a_huge_answer_is_refused(process: ShadowProcess, child: Child) -> None:
-    """64 MiB of header and body together; the sizes come out of a process that runs somebody's model."""
+    """64 MiB of header and body together; the sizes come out of a process that runs an untrusted model."""
     for sizes in ((0, 64 * MIB + 1), (64 * MIB + 1, 0), (32 * MIB, 32 * MIB + 1), (2**32 - 1, 2**32 - 1)):
         child.answer(struct.pack(">II", *sizes))
         with pytest.raises(ShadowError, match="answers more than was asked for"):

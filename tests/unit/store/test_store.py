@@ -67,7 +67,7 @@ def test_an_upgrade_keeps_the_one_before(store: ModelStore, make: Make, policy: 
 def test_without_a_daemon_the_previous_bundle_is_the_one_installed_before(
     store: ModelStore, make: Make, policy: Policy
 ) -> None:
-    """Where nobody watches a probation, a rollback goes back by one install."""
+    """Where no probation is watched, a rollback goes back by one install."""
     for version in ("1.0.0", "1.1.0", "1.2.0"):
         store.install(make(version), policy)
     assert store.rollback("activity").version == "1.1.0"
@@ -250,7 +250,7 @@ def test_a_clock_that_was_never_set_refuses_nothing(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs to become another user")
 def test_a_store_that_cannot_be_written_says_so(store: ModelStore, make: Make, policy: Policy) -> None:
-    """A user without the right to install is told whose right it is."""
+    """For a user without the right to install, the message names the owner."""
     store.install(make("1.0.0"), policy)
     path = make("1.1.0")
     os.seteuid(65534)

@@ -115,7 +115,7 @@ def test_starts_of_a_proven_bundle_are_not_counted(store: ModelStore, make: Make
 
 
 def test_a_damaged_bundle_is_left_at_the_start(store: ModelStore, make: Make, policy: Policy) -> None:
-    """The decision is kept, so that the damaged file is not read again at each start; without another, it is told."""
+    """The decision is kept, so that the damaged file is not read again at each start, and reported."""
     old, new = _put(store, make, policy, "1.0.0", "1.1.0")
     _spoil(new)
     assert store.begin(NAME).digest == old.digest

@@ -163,7 +163,7 @@ numbers = st.floats(allow_nan=False, allow_infinity=False, width=32)
 
 @given(rows=st.lists(st.tuples(numbers, numbers), max_size=20), fast=st.booleans())
 def test_csv_gives_back_what_was_written(rows: list[tuple[float, float]], fast: bool) -> None:
-    """Every float32 survives the way through CSV, in company of bad rows as without."""
+    """Every float32 survives the way through CSV, beside bad rows as without."""
     frames = [b"%r,%r" % row for row in rows] + ([] if fast else [b"x"])
     decoded, rejected = decode(*frames)
     assert rejected == ({} if fast else {"malformed": 1})

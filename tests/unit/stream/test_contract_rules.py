@@ -1,4 +1,4 @@
-"""What is judged out of the contract, and what may be mended."""
+"""What is judged out of the contract, and what may be repaired."""
 
 import numpy as np
 import pytest
@@ -83,7 +83,7 @@ def test_a_missing_value_can_be_the_last_one_of_its_key() -> None:
 
 
 def test_the_last_value_is_that_of_the_reading_before_also_within_a_batch() -> None:
-    """Readings that arrive together are mended as if they had come one by one."""
+    """Readings that arrive together are repaired as if they had come one by one."""
     contract = Contract(LIMITED, RepairTable(missing="last"))
     table = _table((-1.0, 5.0), (float("nan"), 6.0), (-3.0, float("nan")), (float("nan"), float("nan")))
     assert contract.check(table, ["a"] * 4) is None
@@ -126,7 +126,7 @@ def test_a_value_out_of_range_can_be_moved_to_the_limit() -> None:
     beyond=st.sampled_from(["reject", "clip"]),
 )
 def test_nothing_out_of_the_contract_passes(rows: list[tuple[float, float]], missing: str, beyond: str) -> None:
-    """Whatever comes and whatever may be mended: what passes is finite and in range, and every reading is counted."""
+    """Whatever comes and whatever may be repaired: what passes is finite and in range, and every reading is counted."""
     contract = Contract(LIMITED, RepairTable(missing=missing, out_of_range=beyond))  # type: ignore[arg-type]
     table = _table(*rows)
     good = contract.check(table, ["k"] * len(rows))

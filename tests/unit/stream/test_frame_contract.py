@@ -97,7 +97,7 @@ def test_what_one_check_has_refused_is_not_told_by_the_next() -> None:
 
 
 def test_a_range_beyond_what_float32_or_whole_numbers_can_hold_is_narrowed() -> None:
-    """To the largest that is told from its neighbours; a range of one side stays on the other."""
+    """To the largest that differs from its neighbours; a range of one side stays on the other."""
     wide = FrameContract(Input(shape=(1,), dtype="int64", range=(-1e12, 1e12)))
     assert (wide.low, wide.high) == (-16_777_215.0, 16_777_215.0)
     half = FrameContract(Input(shape=(1,), dtype="int64", range=(0.0, 1e12)))

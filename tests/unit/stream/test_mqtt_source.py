@@ -94,7 +94,7 @@ def test_what_is_no_reading_is_acknowledged_and_counted(payload: bytes, reason: 
 
 
 def test_topics_of_others_are_left_to_them() -> None:
-    """On a shared connection a source takes its own topics only; a topic that is no text is nobody's."""
+    """On a shared connection a source takes its own topics only; a topic that is no text belongs to no source."""
     bench = _Bench()
     bench.line.deliver((b"elsewhere", b'{"t":1,"h":2}'), (b"sensors/\xff/climate", b'{"t":1,"h":2}'))
     assert bench.batches == []

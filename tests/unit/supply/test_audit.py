@@ -25,7 +25,7 @@ def ignored(name: str, until: dt.date) -> list[dict[str, Any]]:
 
 def test_an_advisory_is_a_finding() -> None:
     """It is named with the release that mends it."""
-    assert list(audit.judge(report(FOUND), [], TODAY)) == ["x 1.0: PYSEC-1, mended in 2.0"]
+    assert list(audit.judge(report(FOUND), [], TODAY)) == ["x 1.0: PYSEC-1, fixed in 2.0"]
     assert list(audit.judge(report(), [], TODAY)) == []
 
 

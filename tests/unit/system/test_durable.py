@@ -51,7 +51,7 @@ def test_a_half_written_file_of_an_earlier_time_is_no_obstacle(tmp_path: Path) -
 
 
 def test_a_link_in_place_of_the_half_written_file_is_not_followed(tmp_path: Path) -> None:
-    """Nobody can make root write somewhere else by leaving a link behind."""
+    """A link left behind cannot make root write somewhere else."""
     victim = tmp_path / "victim"
     victim.write_bytes(b"mine")
     (tmp_path / ".new-state.json").symlink_to(victim)
@@ -72,7 +72,7 @@ def test_removing_takes_folders_files_links_and_nothing(tmp_path: Path) -> None:
 
 
 def test_a_lock_is_held_by_one_and_let_go_of(tmp_path: Path) -> None:
-    """The second comer is told so at once; after the first has left, the lock is free."""
+    """The second process is refused at once; after the first has left, the lock is free."""
     path = tmp_path / ".lock"
     with locked(path, "busy", 0.0), pytest.raises(CommandError, match="busy"), locked(path, "busy", 0.0):
         pass

@@ -84,7 +84,7 @@ def test_a_laxer_unit_would_be_noticed(tmp_path: Path) -> None:
 
 
 def test_the_unit_speaks_the_daemons_protocol() -> None:
-    """Readiness and watchdog are told, a wrong configuration ends the restarts, and SIGHUP reloads."""
+    """Readiness and watchdog are notified, a wrong configuration ends the restarts, and SIGHUP reloads."""
     assert values("Type") == ["notify"]
     assert int(values("WatchdogSec")[0]) >= 10
     assert values("Restart") == ["always"]
