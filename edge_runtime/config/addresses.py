@@ -127,9 +127,7 @@ def parse_endpoint(url: str) -> Endpoint:
         path = (parts.path if parts.path not in {"", "/"} else _DEFAULT_PATH) + (parts.query and f"?{parts.query}")
         return Endpoint(parts.hostname, DEFAULT_PORTS[scheme] if port is None else port, scheme == "wss", path)
     if parts.path not in {"", "/"} or parts.query or parts.fragment:
-        raise ValueError(
-            f"expected {EXPECTED}, found more behind the port in {shown}: only ws:// and wss:// have a path"
-        )
+        raise ValueError(f"expected {EXPECTED}, found more behind the port in {shown}: ws:// and wss:// have a path")
     return Endpoint(parts.hostname, DEFAULT_PORTS[scheme] if port is None else port, scheme == "mqtts")
 
 
