@@ -156,7 +156,8 @@ def test_a_step_is_compared_with_a_share_of_the_others() -> None:
     assert column.besides.up == pytest.approx(0.5)
     column.add(SUMS._replace(steps=0))
     column.add_beside(-100.0)
-    assert (column.besides.up, column.besides.down) == (pytest.approx(0.0), 0.0)
+    assert column.besides.up == pytest.approx(0.0)
+    assert column.besides.down == 0.0
 
 
 # --- the state ----------------------------------------------------------------------------------------------------
@@ -170,15 +171,15 @@ class _Severity:
 
     def reference(self) -> ColumnReference:
         limited = Statistic(mean=0.0, sd=1.0, slack=0.0, limit=8.0)
-        given: dict[str, Any] = {
+        given: dict[Cause, dict[str, Any]] = {
             Cause.MISSING: {"missing": 0.25},
             Cause.STUCK: {"stuck_after": 1000.0},
             Cause.OFFSET: {"offset": limited},
             Cause.SHAPE: {"psi_limit": 0.5},
             Cause.STEP: {"step": limited},
             Cause.BESIDE: {"beside": limited},
-        }.get(self.cause, {})
-        return PLAIN._replace(**given)
+        }
+        return PLAIN._replace(**given.get(self.cause, {}))
 
     def put(self, column: Column, severity: float) -> None:
         sums = {Cause.OFFSET: column.offsets, Cause.STEP: column.steps, Cause.BESIDE: column.besides}
@@ -255,9 +256,9 @@ def test_a_column_that_looks_like_another_one_is_an_alarm() -> None:
     assert (column.state, column.cause) == (2, Cause.SWAPPED)
     column.outside = 1.0
     column.judge(is_swapped=True)
-    assert column.cause == Cause.SWAPPED
+    assert Cause(column.cause) == Cause.SWAPPED
     column.judge(is_swapped=False)
-    assert column.cause == Cause.OUTSIDE
+    assert Cause(column.cause) == Cause.OUTSIDE
     column.missing, column.outside = 0.06, 0.036  # an alarm stays for 0.72 of a limit; missing alone is to watch
     column.judge(is_swapped=False)
     assert (column.state, column.cause) == (2, Cause.OUTSIDE)
