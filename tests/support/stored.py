@@ -16,6 +16,7 @@ from tests.support import builders
 from tests.support.bad_models import GOOD
 from tests.support.daemon import Daemon
 from tests.support.subscriber import Message, Subscriber
+from tests.support.waiting import Deadline
 
 PAUSE_S = 0.05  # between two handfuls of readings; the load is what is tested here
 UNSIGNED = Policy(unsigned="allow")
@@ -74,12 +75,12 @@ class Rig:
         Raises:
             AssertionError: it did not happen in time.
         """
-        started = time.monotonic()
+        started, until = time.monotonic(), Deadline(deadline)
         for handful in itertools.count(1):
             self.send(int(self.rate_hz * PAUSE_S), temperature)
             if done():
                 return
-            assert time.monotonic() - started < deadline, f"waited in vain for {what}; {self.daemon.log[-2000:]}"
+            assert not until.over, f"waited in vain for {what}; {self.daemon.log[-2000:]}"
             time.sleep(max(0.0, started + handful * PAUSE_S - time.monotonic()))
 
     def answers(self) -> list[Any]:

@@ -17,7 +17,7 @@ from edge_runtime.store.ota import PATIENCE_S
 from edge_runtime.system import background, watchdog
 from edge_runtime.system.background import BackgroundThread, run_beside
 from edge_runtime.system.loop import Loop
-from tests.support.waiting import wait_until
+from tests.support.waiting import Deadline, wait_until
 
 WAIT_S = 20.0
 
@@ -32,9 +32,9 @@ def loop() -> Iterator[Loop]:
 
 def serve(loop: Loop, condition: Callable[[], bool]) -> None:
     """Serve the loop until something holds."""
-    deadline = loop.time() + WAIT_S
+    deadline = Deadline(WAIT_S)
     while not condition():
-        assert loop.time() < deadline, "the loop was not called back"
+        assert not deadline.over, "the loop was not called back"
         loop.run_once(0.05)
 
 
