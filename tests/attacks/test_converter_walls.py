@@ -17,7 +17,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from converter.isolation import Restrictions, enter
-from tests.support.waiting import wait_until
+from tests.support.waiting import patient, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,7 +52,7 @@ def attack(tmp_path: Path) -> Any:
         arguments = ["build", str(tmp_path / "m.joblib"), "--trust", "-o", str(tmp_path / "out" / "o.onnx")]
         return subprocess.run(
             [sys.executable, "-m", "converter.cli", *arguments],
-            cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+            cwd=ROOT, capture_output=True, text=True, timeout=patient(120), check=False,
             env={**os.environ, "HOME": str(tmp_path)},
         )  # fmt: skip
 
@@ -277,7 +277,7 @@ def with_a_model(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "converter.cli", "build", str(folder / "m.joblib"), "--trust", "--quantize", "none",
          "-o", str(folder / "o.onnx")],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=patient(120), check=False,
     )  # fmt: skip
 
 
@@ -313,7 +313,7 @@ def test_it_ends_with_its_parent(tmp_path: Path) -> None:
         handle = os.pidfd_open(child)
         try:
             program.kill()
-            program.wait(timeout=60)
+            program.wait(timeout=patient(60))
             import select  # noqa: PLC0415
 
             assert select.select([handle], [], [], 60)[0]
@@ -331,7 +331,7 @@ def test_what_it_prints_in_anger_reaches_no_terminal(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "converter.cli", "build", str(tmp_path / "m.joblib"), "--trust", "--data",
          str(tmp_path / "d.npz"), "--quantize", "none", "-o", str(tmp_path / "o.onnx")],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=patient(120), check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from tests.support.waiting import patient
+from tests.support.waiting import Deadline, patient
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
@@ -45,8 +45,8 @@ class Browser:
         self._numbers = itertools.count(1)
         self.events: list[dict[str, Any]] = []
         found = None
-        deadline = time.monotonic() + 30
-        while found is None and time.monotonic() < deadline:
+        deadline = Deadline(30.0)
+        while found is None and not deadline.over:
             found = re.search(r"DevTools listening on ws://127\.0\.0\.1:(\d+)/", log.read_text(errors="replace"))
             time.sleep(0.05)
         assert found is not None, log.read_text(errors="replace")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_runtime.bundle.manifest import METADATA_KEY
+from tests.support.waiting import patient
 
 OPSET = 17
 IR_VERSION = 8
@@ -315,7 +316,7 @@ class Signer:
         signature = bundle.with_name(bundle.name + ".sig")
         signature.unlink(missing_ok=True)
         command = ["ssh-keygen", "-q", "-Y", "sign", "-f", str(self.key), "-n", namespace, str(bundle)]
-        subprocess.run(command, check=True, capture_output=True, timeout=30)
+        subprocess.run(command, check=True, capture_output=True, timeout=patient(30))
         return signature
 
 
@@ -324,7 +325,7 @@ def signer(folder: Path, principal: str = "builder@example", options: str = "") 
     folder.mkdir(parents=True, exist_ok=True)
     key = folder / "signing-key"
     command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", principal, "-f", str(key)]
-    subprocess.run(command, check=True, capture_output=True, timeout=30)
+    subprocess.run(command, check=True, capture_output=True, timeout=patient(30))
     kind, text, *_ = key.with_suffix(".pub").read_text().split()
     allowed = folder / "allowed_signers"
     allowed.write_text(" ".join(part for part in (principal, options, kind, text) if part) + "\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.waiting import wait_until
+from tests.support.waiting import patient, wait_until
 
 
 class Container:
@@ -68,7 +68,7 @@ class Container:
             return 1, "not yet"
         done = subprocess.run(
             ["nsenter", "-t", leader, "-m", "-u", "-i", "-n", "-p", "sh", "-c", script],
-            capture_output=True, text=True, check=False, timeout=timeout, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, check=False, timeout=patient(timeout), stdin=subprocess.DEVNULL,
         )  # fmt: skip
         return done.returncode, done.stdout + done.stderr
 

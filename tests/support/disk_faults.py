@@ -21,6 +21,7 @@ from pathlib import Path
 
 from edge_runtime.delivery.outbox_file import OutboxFile
 from edge_runtime.delivery.rows import OutboxFileError
+from tests.support.waiting import patient
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKLOAD = ROOT / "tests" / "faults" / "core" / "outbox_workload.py"
@@ -58,7 +59,7 @@ def run_workload(folder: Path, seeds: list[int], *words: str, inject: str = "", 
                     traced += ["-P", str(folder / str(seed) / f"outbox.db{suffix}")]
         command = [*traced, "-o", str(log or os.devnull), *command]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=patient(120))
     assert "Traceback" not in done.stderr, done.stderr[-3000:]
     found = [int(line.split()[1]) for line in done.stdout.splitlines()]
     assert len(found) == len(seeds), f"the parent ended early: {done.stdout} {done.stderr[-2000:]}"
@@ -186,7 +187,7 @@ def _trace(log: Path, arguments: list[str]) -> list[str]:
     command = [STRACE, "-f", "-qq", "-xx", "-s", "200000", "-e", f"trace={calls}", "-e", "signal=none", "-o", str(log)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     subprocess.run(
-        [*command, sys.executable, *arguments], env=environment, check=True, capture_output=True, timeout=120
+        [*command, sys.executable, *arguments], env=environment, check=True, capture_output=True, timeout=patient(120)
     )
     return log.read_text().splitlines()
 

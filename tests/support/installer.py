@@ -9,6 +9,7 @@ from pathlib import Path
 
 from edge_runtime.store.store import ModelStore
 from tests.support.stored import UNSIGNED, believed
+from tests.support.waiting import patient
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,7 +34,7 @@ class Installer:
         Raises:
             AssertionError: an install failed.
         """
-        out, _ = self._process.communicate(timeout=60)
+        out, _ = self._process.communicate(timeout=patient(60))
         assert self._process.returncode == 0, out
 
 

@@ -40,7 +40,9 @@ def require_namespaces() -> None:
         pytest.skip(f"not installed: {', '.join([*missing, *([] if Path(SSHD).exists() else ['sshd'])])}")
     overlay = "mount -t overlay o -o lowerdir=/etc,upperdir=/mnt/u,workdir=/mnt/w /etc"
     script = f"mount -t tmpfs t /mnt && mkdir /mnt/u /mnt/w && {overlay}"
-    probe = subprocess.run(["unshare", "-mn", "sh", "-c", script], capture_output=True, check=False, timeout=30)
+    probe = subprocess.run(
+        ["unshare", "-mn", "sh", "-c", script], capture_output=True, check=False, timeout=patient(30)
+    )
     if probe.returncode != 0:
         pytest.skip(f"no namespaces or overlays here: {probe.stderr.decode().strip()}")
 
@@ -52,7 +54,7 @@ def run(*words: str | Path, check: bool = True, timeout: float = 60) -> subproce
         capture_output=True,
         text=True,
         check=check,
-        timeout=timeout,
+        timeout=patient(timeout),
         stdin=subprocess.DEVNULL,
     )
 

@@ -15,6 +15,8 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory, unknown_fields
 
+from tests.support.waiting import patient
+
 ROOT = Path(__file__).resolve().parents[2]
 _TYPES = {"string": 9, "uint64": 4, "uint32": 13, "bool": 8, "float": 2, "double": 1, "bytes": 12}
 _METRIC = {
@@ -113,7 +115,7 @@ def read_by_npm(payloads: list[bytes]) -> list[dict[str, Any]]:
         env={"NODE_PATH": str(modules), "PATH": os.environ["PATH"]},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patient(60),
         check=True,
     )
     return [json.loads(line) for line in done.stdout.splitlines()]

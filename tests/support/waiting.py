@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-BUSY_FACTOR = 4.0  # so that a minute stays below the limit of a test, five minutes
+BUSY_FACTOR = 4.0  # two minutes stay below the limit of a test, ten
 PRESSURE = Path("/proc/pressure/cpu")
 
 

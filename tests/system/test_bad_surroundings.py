@@ -17,6 +17,7 @@ from tests.support.broker import CertificateAuthority
 from tests.support.installed import Installed
 from tests.support.ports import find_free_port
 from tests.support.small_disk import small_disk
+from tests.support.waiting import patient
 
 pytestmark = pytest.mark.system
 
@@ -100,7 +101,7 @@ for each in commands:
     print("code", main([*each, folder + "/new.toml"] if each[-1] == "-o" else each), flush=True)
 """
         words = [sys.executable, "-B", "-c", code, str(path), str(port), str(folder)]
-        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=patient(120))
         _, doctor, tried, made = done.stdout.split("== ")[-4:]
         assert "may not open it: it belongs to root:dialout, crw-rw----" in doctor, done.stderr
         assert "usermod -aG dialout" in doctor
@@ -118,7 +119,7 @@ def full(tmp_path: Path) -> Iterator[Path]:
     """A file system without a free byte."""
     with small_disk(tmp_path / "full", "64k") as folder:
         filling = ["dd", "if=/dev/zero", f"of={folder}/filler", "bs=4k"]
-        subprocess.run(filling, check=False, capture_output=True, timeout=30)
+        subprocess.run(filling, check=False, capture_output=True, timeout=patient(30))
         yield folder
 
 

@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 from tests.support import builders
 from tests.support.installed import Installed, clean_environment
-from tests.support.waiting import wait_until
+from tests.support.waiting import patient, wait_until
 
 pytestmark = pytest.mark.system
 
@@ -102,7 +102,7 @@ def test_an_interrupted_run_goes_on(installed: Installed, folder: Path, number: 
     try:
         wait_until(lambda: list((folder / "out.csv.parts").glob("0*.json")), "the first part", 60)
         process.send_signal(number)
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=patient(60))
     finally:
         process.kill()
     assert b"Traceback" not in error

@@ -54,7 +54,7 @@ def predict(python: str, folder: Path, output: str, *more: str) -> subprocess.Po
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
     """Wait for the end; what it has written to stderr."""
-    _, error = process.communicate(timeout=120)
+    _, error = process.communicate(timeout=patient(120))
     assert process.returncode == code, error
     assert "Traceback" not in error
     return error

@@ -64,7 +64,7 @@ def storage(python: str, environment: dict[str, str], program: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=patient(120),
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -79,7 +79,7 @@ def predict(python: str, environment: dict[str, str], folder: Path, *words: str)
         capture_output=True,
         text=True,
         check=False,
-        timeout=180,
+        timeout=patient(180),
     )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.installed import ROOT, clean_environment
+from tests.support.waiting import patient
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -94,14 +95,14 @@ def test_pipx_installs_the_commands(wheel: Path, tmp_path: Path) -> None:
     judge("-m", "pipx", "install", "--python", sys.executable, pip, wheel, **own)
     for command in ("edge-runtime", "edge-convert"):
         done = subprocess.run(
-            [commands / command, "--version"], capture_output=True, text=True, check=True, timeout=60,
+            [commands / command, "--version"], capture_output=True, text=True, check=True, timeout=patient(60),
             env=clean_environment(),
         )  # fmt: skip
         assert done.stdout == f"{command} {PROJECT['version']}\n"
     sample = ROOT / "device_configs" / "climate-mqtt.toml"
     done = subprocess.run(
         [commands / "edge-runtime", "check", sample, "--for-device"], capture_output=True, text=True, check=False,
-        timeout=60, env=clean_environment(), cwd=tmp_path,
+        timeout=patient(60), env=clean_environment(), cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
@@ -147,11 +148,11 @@ def test_the_wheel_with_each_extra_can_be_had(wheel: Path, extra: str, tmp_path:
     assert wanted(extra) <= resolved(wheel, extra)
     if extra not in SMALL:
         return
-    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "v")], check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "v")], check=True, timeout=patient(120))
     words = [tmp_path / "v/bin/python", "-m", "pip", "install", "--quiet", "--constraint"]
     words += [ROOT / "tests" / "constraints.txt", f"{wheel}[{extra}]"]
     subprocess.run([*map(str, words)], check=True, capture_output=True, timeout=300, env=clean_environment())
     done = subprocess.run(
-        [tmp_path / "v/bin/edge-runtime", "--help"], capture_output=True, text=True, check=True, timeout=60
+        [tmp_path / "v/bin/edge-runtime", "--help"], capture_output=True, text=True, check=True, timeout=patient(60)
     )
     assert "doctor" in done.stdout

@@ -209,7 +209,12 @@ def test_the_rules_of_prometheus_are_good_and_their_own_test_passes() -> None:
         ["check", "config", "--syntax-only", "prometheus.yml"],
     ):
         done = subprocess.run(
-            ["promtool", *command], cwd=EXAMPLES / "prometheus", capture_output=True, text=True, timeout=60, check=False
+            ["promtool", *command],
+            cwd=EXAMPLES / "prometheus",
+            capture_output=True,
+            text=True,
+            timeout=patient(60),
+            check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
 

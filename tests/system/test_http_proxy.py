@@ -44,7 +44,7 @@ def bundle(tmp_path: Path) -> Path:
 
 def ask(port: int, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
     """One request through the proxy."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=patient(60))
     try:
         connection.request(method, path, body, JSON | headers)
         answer = connection.getresponse()
@@ -135,7 +135,7 @@ class Client(threading.Thread):
 
     def run(self) -> None:
         """Until `is_stopped`; a connection is closed where an answer says so."""
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=patient(60))
         while not self.is_stopped:
             try:
                 connection.request("POST", "/predict/activity", READING, JSON)

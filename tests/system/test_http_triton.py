@@ -35,7 +35,7 @@ def test_tritonclient_gets_the_same_answer_in_every_form(installed: Installed, t
         assert "serving activity on" in server.stderr.readline()
         script = Path(__file__).with_name("triton_client.py")
         command = [python, str(script), listen, "activity", "1.0.0"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=patient(120), check=False)
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("conforms: 72 forms")
         server.send_signal(signal.SIGTERM)

@@ -162,7 +162,7 @@ def test_a_recording_is_labelled_later(make_page: MakePage, tmp_path: Path) -> N
         assert page.ask("decisions", {"id": item["id"], "label": label})[0] == 200
     page.end()
     command = [sys.executable, "-m", "converter.cli", "dataset", str(folder), "-o", str(tmp_path / "data.npz")]
-    subprocess.run(command, check=True, cwd=ROOT, timeout=60)
+    subprocess.run(command, check=True, cwd=ROOT, timeout=patient(60))
     with np.load(tmp_path / "data.npz") as found:
         assert found["x"][:, 0].tolist() == list(range(4, 10))
         assert found["y"].tolist() == ["walk"] * 4 + ["run"] * 2
@@ -194,7 +194,7 @@ def test_a_folder_that_is_none_is_refused_in_one_sentence(kind: str, tmp_path: P
     elif kind == "file":
         folder.write_text("x")
     command = [sys.executable, "-m", "converter.cli", "label", "--no-browser", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=patient(60))
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "expected" in done.stderr

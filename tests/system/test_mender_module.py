@@ -11,6 +11,7 @@ from edge_runtime.store.install import Policy
 from edge_runtime.store.store import ModelStore
 from tests.support import builders
 from tests.support.installed import Installed, clean_environment
+from tests.support.waiting import patient
 
 pytestmark = [pytest.mark.system]
 
@@ -58,7 +59,7 @@ class Client:
         """One call; what it printed, stderr where it is to fail."""
         done = subprocess.run(
             [sys.executable, str(MODULE), *words], cwd=self.tree, env=self._environment | environment,
-            capture_output=True, text=True, check=False, timeout=120,
+            capture_output=True, text=True, check=False, timeout=patient(120),
         )  # fmt: skip
         assert "Traceback" not in done.stderr
         assert done.returncode == code, done.stderr

@@ -163,7 +163,7 @@ def in_batch(command: list[str], folder: Path, kind: Kind, *more: str, env: dict
     source = folder / f"{kind.name}.jsonl"
     source.write_bytes(b"\n".join(kind.readings) + b"\n")
     words = [*command, "predict", str(kind.path), source.name, "-o", f"{kind.name}-out.jsonl", *more]
-    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=patient(120), check=False)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (folder / f"{kind.name}-out.jsonl").read_text().splitlines()]
     return np.array([row_numbers(row, kind.manifest) for row in rows], np.float32).tobytes()

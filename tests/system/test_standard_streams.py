@@ -7,6 +7,7 @@ import pytest
 
 from tests.support import builders
 from tests.support.installed import Installed, clean_environment
+from tests.support.waiting import patient
 
 pytestmark = pytest.mark.system
 
@@ -55,7 +56,7 @@ def shell(installed: Installed, line: str, folder: Path) -> subprocess.Completed
         env=clean_environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patient(60),
         check=False,
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.installed import ROOT, Installed, clean_environment
+from tests.support.waiting import patient
 
 pytestmark = pytest.mark.system
 
@@ -44,7 +45,9 @@ def typed(installed: Installed, folder: Path, step: list[str]) -> str:
     """What a command shows that has to succeed."""
     path = f"{installed.edge_runtime.parent}{os.pathsep}{os.environ['PATH']}"
     environment = clean_environment() | {"PATH": path}
-    done = subprocess.run(step, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        step, cwd=folder, env=environment, capture_output=True, text=True, timeout=patient(120), check=False
+    )
     assert done.returncode == 0, f"{step}: {done.stdout[-2000:]}{done.stderr}"
     return done.stdout
 

@@ -24,6 +24,7 @@ from converter.cli import main
 from converter.commands.inspect import manifest_of
 from edge_runtime.bundle.manifest import METADATA_KEY, read_manifest
 from edge_runtime.bundle.open import open_bundle
+from tests.support.waiting import patient
 
 Write = Callable[[Any], Path]
 
@@ -129,7 +130,7 @@ def test_equal_inputs_give_byte_equal_bundles(model: Path, data: Path, tmp_path:
             cwd=Path(__file__).resolve().parents[3],
             capture_output=True,
             check=False,
-            timeout=120,
+            timeout=patient(120),
         )
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()

@@ -10,6 +10,8 @@ import pytest
 import skops.io
 from sklearn.neural_network import MLPClassifier
 
+from tests.support.waiting import patient
+
 ROOT = Path(__file__).resolve().parents[3]
 
 # The program, with a bundle's trial in a fresh process that takes its time where `trial` is asked for. A background
@@ -59,7 +61,7 @@ def test_work_is_told_as_it_is_done_and_an_interrupt_leaves_no_file(
         if each.startswith(line):
             break
     started.send_signal(signal.SIGINT)
-    _, wrong = started.communicate(timeout=60)
+    _, wrong = started.communicate(timeout=patient(60))
     assert started.returncode == 130
     # Each step was printed as it began, and the last one has not ended; no line waited in a buffer.
     steps = [

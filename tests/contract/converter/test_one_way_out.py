@@ -23,6 +23,7 @@ from converter.cli import main
 from converter.commands.inspect import manifest_of
 from converter.load.sklearn import SklearnModel
 from converter.session import run, session_of
+from tests.support.waiting import patient
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -200,6 +201,6 @@ def test_the_program_says_nothing_foreign_on_standard_error(tmp_path: Path) -> N
     done = subprocess.run(
         [sys.executable, "-W", "always", "-m", "converter.cli", "build", str(tmp_path / "m.joblib"), "--trust",
          "--data", str(tmp_path / "d.npz"), "--quantize", "none", "-o", str(tmp_path / "o.onnx")],
-        cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=patient(200), check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")

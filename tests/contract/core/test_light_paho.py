@@ -5,6 +5,7 @@ import sys
 
 from tests.conftest import MakeBroker
 from tests.support.broker import CertificateAuthority
+from tests.support.waiting import patient
 
 _PROGRAM = """
 import sys
@@ -45,7 +46,7 @@ assert not ca_file or paho.mqtt.client.ssl is ssl
 
 def _run(url: str, ca_file: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM, url, ca_file], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", _PROGRAM, url, ca_file], capture_output=True, text=True, timeout=patient(60), check=False
     )
     assert done.returncode == 0, done.stderr
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import patient
+
 ROOT = Path(__file__).resolve().parents[3]
 CONTROLS = [
     pytest.param(
@@ -47,7 +49,7 @@ def test_a_weakened_product_is_noticed(weakness: str, test: str) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=patient(120),
     )
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout[-3000:]
     assert "assert" in done.stdout, "it failed for another reason than what it asserts"

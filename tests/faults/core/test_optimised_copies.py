@@ -17,6 +17,7 @@ from edge_runtime.bundle.optimised_copy import SUFFIX, copy_path, open_copy
 from edge_runtime.bundle.optimised_copy_maker import EXIT_FAILED, EXIT_KEPT
 from tests.support.disk_faults import ROOT, STRACE
 from tests.support.operator_kinds import convolutions
+from tests.support.waiting import patient
 
 pytestmark = pytest.mark.skipif(STRACE is None, reason="strace is not installed: apt install strace")
 
@@ -45,7 +46,7 @@ def _make(bundle: Bundle, call: str = "", fault: str = "") -> tuple[int, str, st
         traced = [STRACE, "-f", "-qq", "-s", "0", "-o", str(log), "-e", f"trace={call}", "-e", f"inject={call}:{fault}"]
         command = [*traced, *only, *command]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=patient(120))
     assert "Traceback" not in done.stderr, done.stderr[-2000:]
     return done.returncode, done.stdout, log.read_text() if fault else ""
 

@@ -28,7 +28,7 @@ from tests.support.broker import Mosquitto
 from tests.support.daemon import Daemon
 from tests.support.disk_faults import LONG, report
 from tests.support.ports import VirtualPort
-from tests.support.waiting import wait_until
+from tests.support.waiting import patient, wait_until
 
 READINGS = int(os.environ.get("EDGE_SOAK_READINGS", "5000000" if LONG else "50000"))
 BLOCK = 500  # readings that are written at once
@@ -138,7 +138,7 @@ def _listening(port: int, topic: str) -> Iterator[Counted]:
         threading.Thread(target=count, name="count", daemon=True).start()
         probe = ["mosquitto_pub", "-p", str(port), "-t", "probe", "-m", "", "-q", "1"]
         wait_until(
-            lambda: counted.messages or subprocess.run(probe, check=True, timeout=30).returncode,
+            lambda: counted.messages or subprocess.run(probe, check=True, timeout=patient(30)).returncode,
             "mosquitto_sub to hear something",
             30.0,
         )

@@ -10,6 +10,7 @@ from edge_runtime.store.install import Policy
 from edge_runtime.store.store import ModelStore
 from tests.faults.slots.operations import quick
 from tests.support import builders
+from tests.support.waiting import patient
 
 INSTALLER = """
 import sys, time
@@ -74,7 +75,7 @@ def test_installs_and_a_daemon_at_once_leave_one_whole_active_bundle(tmp_path: P
     stop.touch()
     installed = 0
     for process in running:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=patient(60))
         assert process.returncode == 0, err
         installed += int(out or 0)
     assert looks > 10

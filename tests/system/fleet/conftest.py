@@ -16,6 +16,7 @@ from edge_runtime.fleet.wheels import Machine, choose
 from tests.support.builders import signer
 from tests.support.namespaces import Lan, require_namespaces
 from tests.support.once import made_once
+from tests.support.waiting import patient
 
 ROOT = Path(__file__).resolve().parents[3]
 _numbers = itertools.count(os.getpid())
@@ -73,7 +74,7 @@ def system_python() -> tuple[int, int]:
     """The version of the Python that Debian ships here; the test is skipped where there is none with venv."""
     done = subprocess.run(
         ["/usr/bin/python3", "-c", "import sys, venv, ensurepip; print(*sys.version_info[:2])"],
-        capture_output=True, text=True, check=False, timeout=30,
+        capture_output=True, text=True, check=False, timeout=patient(30),
     )  # fmt: skip
     if done.returncode != 0:
         pytest.skip("no Debian Python with venv here")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.namespaces import require_namespaces
+from tests.support.waiting import patient
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
@@ -30,7 +31,7 @@ def in_root(tmp_path: Path) -> Callable[[str], str]:
             exec chroot /mnt/root env -u PYTHONPATH HOME=/root sh -e /in/inner.sh"""
         done = subprocess.run(
             ["unshare", "--mount", "--propagation", "private", "sh", "-c", outer],
-            capture_output=True, text=True, check=False, timeout=240, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, check=False, timeout=patient(240), stdin=subprocess.DEVNULL,
         )  # fmt: skip
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         return done.stdout
@@ -41,7 +42,7 @@ def in_root(tmp_path: Path) -> Callable[[str], str]:
 def test_the_package_is_plain(package: Path) -> None:
     """It holds the runtime and its unit, for root, and nothing of the machine that built it."""
     listed = subprocess.run(
-        ["dpkg-deb", "-c", str(package)], capture_output=True, text=True, check=True, timeout=60
+        ["dpkg-deb", "-c", str(package)], capture_output=True, text=True, check=True, timeout=patient(60)
     ).stdout
     assert "./usr/lib/systemd/system/edge-runtime@.service" in listed
     assert "/site-packages/edge_runtime/daemon/process.py" in listed

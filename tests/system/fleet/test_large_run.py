@@ -334,7 +334,11 @@ class Hub:
     def _read(self, name: str) -> str | None:
         words = ["mosquitto_sub", "-h", self.host, "-p", str(self.port), "-C", "1", "-W", "5", "-t"]
         done = subprocess.run(
-            [*self._within, *words, f"$SYS/broker/{name}"], capture_output=True, text=True, check=False, timeout=20
+            [*self._within, *words, f"$SYS/broker/{name}"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=patient(20),
         )
         return done.stdout.strip() or None
 

@@ -164,7 +164,7 @@ def test_a_pause_holds_back_the_next_wave_and_an_abort_takes_back_what_has_not_b
         wait_until(lambda: bool(subscriber.on("edge/a/desired")), "the canary's document", 60.0)
         assert operator("pause")["state"] == "paused"
         confirm(subscriber, "a")
-        out, _ = running.communicate(timeout=60)
+        out, _ = running.communicate(timeout=patient(60))
     finally:
         running.kill()
         running.wait(patient(20))

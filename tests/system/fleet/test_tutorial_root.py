@@ -22,7 +22,7 @@ import pytest
 from tests.support.container import Container
 from tests.support.debian_roots import debootstrap, own_architecture
 from tests.support.namespaces import require_namespaces
-from tests.support.waiting import wait_until
+from tests.support.waiting import patient, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(3000)]
 
@@ -104,7 +104,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
 def _clone(folder: Path) -> None:
     """What a clone has: the files under version control, as they are now."""
     names = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, timeout=60
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, timeout=patient(60)
     ).stdout.decode().split("\0")  # fmt: skip
     for name in filter(None, names):
         if (ROOT / name).is_file():

@@ -81,7 +81,7 @@ class Broker:
 
     def _client(self, what: str, *words: str) -> subprocess.CompletedProcess[bytes]:
         command = [*self._within, f"mosquitto_{what}", "-h", self.host, *words]
-        return subprocess.run(command, capture_output=True, check=False, timeout=30, stdin=subprocess.DEVNULL)
+        return subprocess.run(command, capture_output=True, check=False, timeout=patient(30), stdin=subprocess.DEVNULL)
 
 
 class Fleet:

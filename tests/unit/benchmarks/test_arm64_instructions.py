@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import arm64_instructions
 from benchmarks.targets import PEERS
+from tests.support.waiting import patient
 
 
 def test_a_missing_emulator_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,7 +24,7 @@ def test_the_plugin_builds_without_warnings_and_says_its_version(tmp_path: Path)
     """It declares what it uses of QEMU itself, so that no headers are needed."""
     library = tmp_path / "count.so"
     flags = ["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", str(library)]
-    subprocess.run(["gcc", *flags, PEERS / "count_instructions.c"], check=True, timeout=120)
+    subprocess.run(["gcc", *flags, PEERS / "count_instructions.c"], check=True, timeout=patient(120))
     symbols = subprocess.run(["nm", "-D", library], check=True, capture_output=True, text=True).stdout
     assert " T qemu_plugin_install" in symbols
     assert " D qemu_plugin_version" in symbols

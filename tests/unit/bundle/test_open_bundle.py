@@ -9,6 +9,7 @@ from edge_runtime.bundle.onnx_file import Limits
 from edge_runtime.bundle.open import open_bundle, version_key
 from edge_runtime.errors import BundleError
 from tests.support import builders
+from tests.support.waiting import patient
 
 KINDS: list[Callable[[], builders.Draft]] = [
     builders.classification,
@@ -51,7 +52,7 @@ def test_opening_does_not_import_onnxruntime(tmp_path: Path) -> None:
         f"open_bundle(Path({str(path)!r})); "
         "print(sorted({'onnx', 'onnxruntime', 'numpy'} & sys.modules.keys()))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=patient(60), check=True)
     assert done.stdout.strip() == "[]"
 
 

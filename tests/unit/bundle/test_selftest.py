@@ -17,6 +17,7 @@ from edge_runtime.bundle.open import open_bundle
 from edge_runtime.bundle.selftest import Budget, run_selftest
 from edge_runtime.errors import BundleError
 from tests.support import builders
+from tests.support.waiting import patient
 
 
 def _refusal(draft: builders.Draft, folder: Path, budget: Budget = Budget()) -> str:  # noqa: B008 - frozen
@@ -261,7 +262,7 @@ def test_a_child_can_write_no_file(tmp_path: Path) -> None:
     root = str(Path(selftest.__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": root, "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-c", code, str(tmp_path / "x")]
-    done = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=patient(60), check=False)
     assert b"File too large" in done.stderr
     assert (tmp_path / "x").stat().st_size == 0
 

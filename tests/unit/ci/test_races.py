@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.support.waiting import patient
+
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -15,7 +17,7 @@ def _races(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=patient(60),
     )
 
 
@@ -69,6 +71,6 @@ def test_the_names_of_what_has_failed_are_taken_whole_from_the_report(tmp_path: 
         "FAILED tests/a.py::test_a[x y] - assert 1 == 2 [3]\n"
     )
     done = subprocess.run(
-        ["bash", "-c", f"report={report}; {command}"], capture_output=True, text=True, check=True, timeout=60
+        ["bash", "-c", f"report={report}; {command}"], capture_output=True, text=True, check=True, timeout=patient(60)
     )
     assert done.stdout.splitlines() == ["tests/a.py::test_a[x y]", "tests/a.py::test_a[x z]", "tests/b.py::test_b"]

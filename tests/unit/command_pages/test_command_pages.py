@@ -12,6 +12,7 @@ from edge_runtime.cli import COMMANDS, whole_parser
 from edge_runtime.command_pages.man import pages
 from edge_runtime.command_pages.parser_tree import command_of
 from edge_runtime.command_pages.write import main, write
+from tests.support.waiting import patient
 
 # What is typed, and what has to be offered; the last word is not finished.
 TYPED = {
@@ -70,7 +71,7 @@ def offered_by_zsh(share: Path, words: list[str], folder: Path) -> set[str]:
 
 def asked(words: list[str], folder: Path) -> set[str]:
     """The lines of a shell's answer."""
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=patient(30), check=False)
     assert done.stderr == ""
     return set(done.stdout.split("\n")) - {""}
 
@@ -100,7 +101,7 @@ def test_groff_accepts_every_page_without_a_warning(share: Path) -> None:
     for path in found:
         text = gzip.decompress(path.read_bytes())
         done = subprocess.run(
-            ["groff", "-man", "-ww", "-z", "-"], input=text, capture_output=True, timeout=30, check=True
+            ["groff", "-man", "-ww", "-z", "-"], input=text, capture_output=True, timeout=patient(30), check=True
         )
         assert done.stderr == b"", f"{path.name}: {done.stderr.decode()}"
 

@@ -24,6 +24,7 @@ from edge_runtime.config.load import (
 )
 from edge_runtime.errors import EXIT_CONFIG, ConfigError, TransientError
 from edge_runtime.stream.sources.mqtt import MqttSourceTable, source_broker
+from tests.support.waiting import patient
 
 DEVICE = """
 [device]
@@ -282,7 +283,7 @@ def make_certificate(folder: Path, *cipher: str) -> None:
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", "/CN=h",
          "-keyout", "key.pem", "-out", "cert.pem", *cipher],
-        cwd=folder, check=True, capture_output=True, timeout=60,
+        cwd=folder, check=True, capture_output=True, timeout=patient(60),
     )  # fmt: skip
 
 

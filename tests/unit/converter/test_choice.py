@@ -17,6 +17,7 @@ from converter.evaluate import Judgement
 from converter.load.source import Answer
 from converter.quantize import Candidate, Recipe, Request
 from converter.session import Speed
+from tests.support.waiting import patient
 
 KIB = 1024
 FLOAT = Recipe("none")
@@ -131,7 +132,11 @@ def test_a_model_is_loaded_in_a_process_of_its_own_to_learn_its_memory(tmp_path:
         path = tmp_path / f"{name}.onnx"
         onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
         done = subprocess.run(
-            [sys.executable, footprint.__file__, str(path)], capture_output=True, text=True, check=True, timeout=120
+            [sys.executable, footprint.__file__, str(path)],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=patient(120),
         )
         sizes[name] = int(done.stdout)
     assert sizes["large"] > 64 << 20 > sizes["small"]

@@ -18,6 +18,7 @@ from edge_runtime.system.clock import Clock
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop
 from tests.support import builders
+from tests.support.waiting import patient
 
 DEVICE = """
 [device]
@@ -78,7 +79,7 @@ def test_a_device_without_sinks_imports_nothing_of_them(tmp_path: Path) -> None:
         [sys.executable, "-c", LAZY, str(tmp_path / "device.toml")],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patient(60),
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -11,6 +11,7 @@ import pytest
 from edge_runtime.delivery.outbox_file import OutboxFile
 from edge_runtime.delivery.outbox_thread import OutboxThread
 from edge_runtime.delivery.rows import Committed, NewRow, Opened, OutboxFileError, SetAside
+from tests.support.waiting import patient
 
 
 class _Desk:
@@ -28,7 +29,7 @@ class _Desk:
     def serve(self, count: int) -> list[Any]:
         """Wait for so many callbacks, and return their answers."""
         for _ in range(count):
-            self.queue.get(timeout=30)()
+            self.queue.get(timeout=patient(30))()
         found, self.answers = self.answers, []
         return found
 

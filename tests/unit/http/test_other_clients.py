@@ -22,6 +22,7 @@ from edge_runtime.http.shared_counts import PLACE_BYTES, SharedCounts
 from tests.support import builders
 from tests.support.asking import Answered, ask
 from tests.support.http_server import served_models
+from tests.support.waiting import patient
 
 ROWS = [[21.5, 48.25], [3.0, 90.0], [-20.0, 1.5]]
 NAMES = ["temperature", "humidity"]
@@ -286,7 +287,9 @@ def test_promtool_finds_nothing_to_say(app: App) -> None:
     full = App(list(app.models.values()), Board(health=lambda: health))
     ask(full, "POST", "/v1/models/activity:predict", {"instances": ROWS})
     page = ask(full, "GET", "/metrics").body
-    done = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=page, capture_output=True, timeout=patient(60), check=False
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from edge_runtime.config.tables import DeviceTable
 from edge_runtime.errors import EXIT_CONFIG
+from tests.support.waiting import patient
 
 FOLDER = Path(__file__).resolve().parents[3] / "systemd"
 UNIT = FOLDER / "edge-runtime@.service"
@@ -19,7 +20,7 @@ with_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reaso
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
     """A command's answer, within a minute."""
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=patient(60), check=False)
 
 
 def values(key: str, text: str = "") -> list[str]:
