@@ -252,16 +252,17 @@ def test_a_sum_counts_in_both_directions(name: str) -> None:
 def test_a_column_that_looks_like_another_one_is_an_alarm() -> None:
     """At once; and of several severe reasons the first one is shown."""
     column = Column(PLAIN)
-    column.judge(is_swapped=True)
-    assert (column.state, column.cause) == (2, Cause.SWAPPED)
-    column.outside = 1.0
-    column.judge(is_swapped=True)
-    assert Cause(column.cause) == Cause.SWAPPED
-    column.judge(is_swapped=False)
-    assert Cause(column.cause) == Cause.OUTSIDE
-    column.missing, column.outside = 0.06, 0.036  # an alarm stays for 0.72 of a limit; missing alone is to watch
-    column.judge(is_swapped=False)
-    assert (column.state, column.cause) == (2, Cause.OUTSIDE)
+    found = []
+    for missing, outside, is_swapped in (
+        (0.0, 0.0, True),
+        (0.0, 1.0, True),
+        (0.0, 1.0, False),
+        (0.06, 0.036, False),  # an alarm stays for 0.72 of a limit; what is missing is only to watch
+    ):
+        column.missing, column.outside = missing, outside
+        column.judge(is_swapped=is_swapped)
+        found.append((column.state, column.cause))
+    assert found == [(2, Cause.SWAPPED), (2, Cause.SWAPPED), (2, Cause.OUTSIDE), (2, Cause.OUTSIDE)]
 
 
 def test_a_reason_to_watch_is_shown_until_it_is_gone() -> None:

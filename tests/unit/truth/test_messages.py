@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from edge_runtime.bundle.manifest import Manifest
-from edge_runtime.truth.messages import TruthError, read_truth
+from edge_runtime.truth.messages import TruthError, read_truth, shortened
 from tests.support import builders
 
 LABELS = msgspec.convert(builders.classification(labels=("low", "high")).manifest, Manifest)
@@ -117,3 +117,24 @@ def test_what_is_refused(manifest: Manifest, body: bytes, reason: str, sentence:
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 200
+
+
+def test_a_message_may_have_65536_bytes() -> None:
+    """One more is too many, whatever it says."""
+    document = b'{"id": "i", "label": "low"}'
+    assert read_truth(document.ljust(65_536), LABELS).answer == "low"
+    with pytest.raises(TruthError, match="expected at most 65536 bytes, found 65537"):
+        read_truth(document.ljust(65_537), LABELS)
+
+
+@pytest.mark.parametrize(("count", "more"), [(12, ", found"), (13, ", ..., found")])
+def test_twelve_labels_are_named(count: int, more: str) -> None:
+    """Of more the first twelve, each of at most sixty characters."""
+    manifest = msgspec.convert(
+        builders.multilabel(labels=[f"l{number:02}" for number in range(count)]).manifest, Manifest
+    )
+    with pytest.raises(TruthError) as caught:
+        read_truth(b'{"id": "i", "labels": ["x"]}', manifest)
+    assert f"l10, l11{more} 'x'" in str(caught.value)
+    assert "l12" not in str(caught.value)
+    assert (shortened("x" * 60), shortened("x" * 61)) == ("x" * 60, "x" * 60 + "...")
