@@ -135,6 +135,13 @@ def test_a_slow_bundle_gets_a_thread_at_the_exchange(tmp_path: Path, *, slow: bo
 
     wait_until(done, "every window to be answered")
     assert _windows(bench) == [[float(number)] for number in range(1, 702)]
+    worker = bench.pipeline._worker
+    assert (worker is not None) == slow
+    if worker is not None:
+        thread = worker._thread._thread
+        assert thread is not None
+        thread.join(20.0)
+        assert not thread.is_alive()
     loop.close()
 
 
@@ -229,6 +236,23 @@ def test_a_model_with_a_changed_table_goes_on_with_its_windows(before: str, afte
     assert sorted(receipts.acknowledged) == [0, 1, 2]
     assert last.receipts[0] is not None
     assert last.receipts[0].holds == 1  # the source's own
+    further = batch_of(_numbers(4), NumberedReceipts(1))
+    new.pipeline.accept(further)
+    assert further.receipts[0] is not None
+    assert further.receipts[0].holds == (2 if after == "window" else 1)
+
+
+def test_readings_between_two_windows_are_not_held_by_a_successor_either(tmp_path: Path) -> None:
+    """Their predecessor acknowledged on arrival; the next window begins three readings later."""
+    old = ModelBench(builders.echo(length=2), tmp_path, stride=5)
+    old.pipeline.accept(batch_of(_numbers(1, 2)))
+    new = ModelBench(builders.echo(length=2), tmp_path, stride=5, acknowledge="window")
+    new.pipeline.take_over(old.pipeline)
+    receipts = NumberedReceipts(5)
+    new.pipeline.accept(batch_of(_numbers(3, 4, 5, 6, 7), receipts))
+    receipts.hand_over()
+    assert receipts.acknowledged == [0, 1, 2]
+    assert _windows(new) == [[6.0, 7.0]]
 
 
 def test_a_model_with_another_window_begins_anew(tmp_path: Path) -> None:

@@ -276,6 +276,7 @@ def test_a_stream_at_the_right_rate_goes_on_unchanged(on_rate: str, tmp_path: Pa
     """With its identities and receipts."""
     bench = ModelBench(_rated(), tmp_path, on_rate=on_rate)
     assert bench.pipeline.needed == (8 if on_rate == "warn" else 1)
+    assert ModelBench(builders.echo(), tmp_path, on_rate=on_rate).pipeline.needed == 3  # without a rate
     receipts = NumberedReceipts(16)
     for number, moment in enumerate(_even(10.0, 16)):
         batch = _timed(_numbers(number), [moment])

@@ -659,6 +659,9 @@ def test_a_broker_that_numbers_anew_on_each_link_owes_one_message_still() -> Non
     bench = _Bench()
     bench.deliver(b"same", number=1)
     bench.link += 1
+    assert bench.deliver(b"other", number=70, dup=True) == [None]
+    unnumbered = Receipt(lambda: None)
+    assert not bench.seen.is_known_message(TOPIC, crc32(b"same"), unnumbered, bench.link, repeated=True)
     assert bench.deliver(b"same", number=72, dup=True) is None
     bench.link += 1
     assert bench.deliver(b"same", number=91, dup=True) is None
