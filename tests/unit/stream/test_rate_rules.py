@@ -66,11 +66,11 @@ def test_equal_times_are_one_moment(size: int) -> None:
 
 def test_a_time_that_goes_back_is_no_measurement() -> None:
     """What came in the moment before it does not count behind it."""
-    rate = KeyRate(1.0, 7)
+    rate = KeyRate(1.0, 10)
     for moment in (100.0, 100.0, 100.0, 50.0):
         assert not rate.measured(moment)
     found = [number for number in range(1, 30) if rate.measured(50.0 + number)]
-    assert found[0] == 7
+    assert found[0] == 10
     assert rate.state == "ok"
     assert rate.interval == pytest.approx(1.0)
 
