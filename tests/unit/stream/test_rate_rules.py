@@ -10,7 +10,7 @@ import pytest
 from edge_runtime.bundle.manifest import Channel, Input, Manifest, Output, Window
 from edge_runtime.config.tables import ModelTable
 from edge_runtime.readings import Batch, Receipt
-from edge_runtime.stream.rate import KeyRate, OnRate, Pace, Paced, make_pace
+from edge_runtime.stream.rate import KeyRate, OnRate, Pace, Paced, is_off, make_pace
 
 
 def _verdicts(rate: KeyRate, groups: list[tuple[int, float]]) -> list[int]:
@@ -171,6 +171,14 @@ def test_a_stream_that_was_off_is_right_within_a_twentieth() -> None:
         assert (states[39], states[99], states[-1]) == (before, after, "ok")
 
 
+def test_exactly_a_tenth_is_no_other_rate() -> None:
+    """For a key, and for two rates."""
+    rate = KeyRate(1.0, 1)
+    assert [rate.measured(moment) for moment in (-1.1, 0.0, 1.1, 2.2)] == [False, False, False, True]
+    assert (rate.state, rate.interval) == ("ok", 1.1)
+    assert [is_off(found, 10.0) for found in (11.0, 11.001, 9.09, 10.0 / 1.1)] == [False, True, True, False]
+
+
 # --- many keys ----------------------------------------------------------------------------------------------------
 
 
@@ -233,6 +241,18 @@ def test_a_model_without_a_verdict_takes_the_median_where_half_of_its_keys_are_o
         pace.measure(keys, [number / (10.0 if each < 9 else 20.0) for each in range(18)], 0.0)
     assert notices == ["off"]
     assert pace.rate_hz == pytest.approx(1.0 / 0.075)
+
+
+def test_arrivals_are_counted_as_times_are() -> None:
+    """Nine keys at 10 Hz and nine at 20 Hz, two of them in each wake-up: the verdict stays."""
+    pace, notices, _ = _pace()
+    for rate_hz in (10.0, 20.0):
+        for number in range(0, 10, 2):
+            keys: list[str | None] = [f"{rate_hz} {number}", f"{rate_hz} {number + 1}"]
+            for reading in range(12):
+                pace.measure(keys, None, 1000.0 * number + reading / rate_hz)
+    assert notices == ["ok"]
+    assert pace._sides == [0, 10, 10, 0]
 
 
 def test_a_key_that_changes_counts_once() -> None:
@@ -300,6 +320,29 @@ def test_readings_of_the_right_rate_go_on_beside_those_that_are_refused(*, timed
     assert paced.rows == paced.values[:, 0].tolist() == [0, 2, 3, 4]
     assert paced.times == ([1.0, 1.02, 1.03, 1.04] if timed else [1.0] * 4)
     assert paced.is_own == [True] * 4
+
+
+def test_a_resampled_stream_stays_in_its_place_beside_another() -> None:
+    """An output is where the reading came that triggered it."""
+    pace, _, _ = _pace("resample")
+    for number in range(40):
+        _take(pace, ["fast"], [number / 20.0])
+        if number % 2 == 0:
+            assert _take(pace, ["right"], [number / 20.0]) is None or number < 16
+    paced = _take(pace, ["right", "fast", "right", "fast"], [2.0, 2.0, 2.1, 2.05], first=50.0)
+    assert paced is not None
+    assert paced.keys == ["right", "fast", "right"]
+    assert (paced.rows, paced.is_own) == ([0, 1, 2], [True, False, True])
+    assert (paced.times[0], paced.times[2]) == (2.0, 2.1)
+    assert paced.times[1] == pytest.approx(2.0)
+    assert paced.values[[0, 2], 0].tolist() == [50.0, 52.0]
+
+
+def test_a_stream_of_the_right_rate_costs_nothing_where_others_are_refused() -> None:
+    """Its readings are not touched."""
+    pace, _, _ = _pace("reject")
+    _take(pace, ["a"], [0.0])
+    assert [_take(pace, ["a"], [number / 10.0]) for number in range(1, 20)] == [None] * 19
 
 
 def test_a_stream_whose_rate_cannot_be_measured_is_held_for_so_long_only() -> None:

@@ -229,8 +229,8 @@ def test_a_worker_that_is_not_retired_keeps_its_thread() -> None:
 class _Timed:
     """A model whose third run takes so many seconds, by a clock of the test."""
 
-    def __init__(self, seconds: float) -> None:
-        self.now, self.seconds, self.runs = -120.0, seconds, 0  # 0 when it is measured
+    def __init__(self, seconds: float, start: float) -> None:
+        self.now, self.seconds, self.runs = start - 120.0, seconds, 0
         self.manifest = cast("Any", type("_Manifest", (), {"input": type("_Input", (), {"tensor_shape": (2, 3)})}))
 
     def run(self, windows: Floats) -> None:
@@ -245,14 +245,20 @@ class _Timed:
 
 
 @pytest.mark.parametrize(
-    ("run", "seconds", "slow"),
-    [("auto", 0.005, False), ("auto", 0.0051, True), ("loop", 9.0, False), ("worker", 0.0, True)],
+    ("run", "seconds", "start", "slow"),
+    [
+        ("auto", 0.005, 0.0, False),
+        ("auto", 0.0049, 50.0, False),
+        ("auto", 0.0051, 50.0, True),
+        ("loop", 9.0, 50.0, False),
+        ("worker", 0.0, 50.0, True),
+    ],
 )
 def test_a_model_slower_than_five_milliseconds_is_kept_off_the_loop(
-    run: str, seconds: float, monkeypatch: pytest.MonkeyPatch, *, slow: bool
+    run: str, seconds: float, start: float, monkeypatch: pytest.MonkeyPatch, *, slow: bool
 ) -> None:
     """Measured behind the first runs; the table may decide it."""
-    model = _Timed(seconds)
+    model = _Timed(seconds, start)
     monkeypatch.setattr(time, "perf_counter", lambda: model.now)
     config = ModelTable(name="m", bundle="m.onnx", source="s", run=cast("Any", run))
     found = rehearse(cast("Any", model), config)
