@@ -37,7 +37,7 @@ class Subscription(msgspec.Struct, eq=False):
     filters: list[str]
     qos: int
     handler: Handler
-    optional: bool = False
+    optional: bool
 
 
 class Subscriptions:
