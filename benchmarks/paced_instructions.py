@@ -1,15 +1,17 @@
 """Instructions of a whole process for one paced reading: the daemon, the tutorial's script, and the bare floor.
 
-    python -m benchmarks.paced_instructions [--readings 500,2500] [TARGET...]
+    python -m benchmarks.paced_instructions [--readings 1000] [--identity] [TARGET...]
 
 Each runs under valgrind's callgrind against a broker that stands here: one reading at a time, the next one after the
-prediction came. The count of a short run is taken from that of a long one, so that the start cancels out. The readings,
-the model and the broker's packets are the same for all; the daemon runs with its defaults. A count hardly depends on
-what else the machine does: two counts of one program are some tenths of a percent apart. It says nothing of caches,
-which are cold when a paced process wakes up, nor of the kernel.
+prediction came; the start is not counted. The readings, the model and the broker's packets are the same for all; the
+daemon runs with its defaults. The clock of the process goes `CLOCK` times slower, about as much as valgrind slows it
+down on a busy machine: otherwise its work by the clock would be divided over fewer readings. So a count hardly depends
+on what else the machine does; two of one program are up to a percent apart, since addresses differ. It says nothing of
+caches, which are cold when a paced process wakes up, nor of the kernel.
 """
 
 import argparse
+import itertools
 import os
 import random
 import re
@@ -18,7 +20,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,8 +32,15 @@ from benchmarks.results import Results
 from benchmarks.targets import COMMAND, ENVIRONMENT, PEERS, daemon_config
 
 FIGURE = "instructions of the process per paced reading"
-READINGS = (500, 2_500)  # in the short run and in the long one
-QUICK_READINGS = (20, 60)
+READINGS, QUICK_READINGS = 1_000, 60
+WARM_READINGS = 60
+CLOCK = 20
+SLOW_CLOCK = f"""
+import time
+monotonic, wall, began = time.monotonic, time.time, time.time()
+time.monotonic = lambda: monotonic() / {CLOCK}
+time.time = lambda: began + (wall() - began) / {CLOCK}
+"""
 START_SECONDS, ANSWER_SECONDS = 900.0, 120.0  # of a program that valgrind slows down fiftyfold
 RECEIVE_BYTES = 65536
 CONNECT, SUBSCRIBE, PINGREQ = 0x10, 0x80, 0xC0
@@ -73,6 +82,13 @@ class Broker:
         self._data = self._data[used:]
         return predictions
 
+    def ask(self, payloads: Iterator[bytes], count: int) -> None:
+        """Send so many readings, each after the prediction of the one before."""
+        for payload in itertools.islice(payloads, count):
+            self.send_reading(payload)
+            while not self.take():
+                pass
+
     def _answer(self, first: int, body: bytes) -> int:
         kind = first & 0xF0
         if kind == CONNECT:
@@ -110,20 +126,25 @@ def _script(name: str) -> Command:
 TARGETS: dict[str, Command] = {DAEMON: _daemon, "tutorial": _script("tutorial"), "floor": _script("floor")}
 
 
-def count(target: str, folder: Path, model: Path, readings: int) -> int:
-    """Instructions of a whole run that answers so many readings.
+def per_reading(target: str, folder: Path, model: Path, readings: int = READINGS, *, identity: bool = False) -> float:
+    """Instructions for one reading; with `identity` each reading has a `seq`.
 
     Raises:
         RuntimeError: the target ended, or valgrind printed no count.
     """
     own = Path(tempfile.mkdtemp(prefix=f"{target}-", dir=folder))
-    generator = random.Random(11)
+    (own / "sitecustomize.py").write_text(SLOW_CLOCK)
     with socket.create_server(("127.0.0.1", 0)) as listener, (own / "log").open("wb") as log:
         listener.settimeout(START_SECONDS)
         command = TARGETS[target](own, listener.getsockname()[1], model)
-        watched = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={own / 'callgrind.out'}"]
+        watched = [
+            "valgrind",
+            "--tool=callgrind",
+            "--instr-atstart=no",
+            f"--callgrind-out-file={own / 'callgrind.out'}",
+        ]
         environment = {**os.environ, **ENVIRONMENT, "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"}
-        environment["RUNTIME_DIRECTORY"] = str(own)
+        environment |= {"RUNTIME_DIRECTORY": str(own), "PYTHONPATH": f"{own}:{ENVIRONMENT['PYTHONPATH']}"}
         process = subprocess.Popen([*watched, *command], env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
             connection, _ = listener.accept()
@@ -131,10 +152,11 @@ def count(target: str, folder: Path, model: Path, readings: int) -> int:
                 broker = Broker(connection)
                 while not broker.has_subscribed:
                     broker.take()
-                for _ in range(readings):
-                    broker.send_reading(reading(generator))
-                    while not broker.take():
-                        pass
+                payloads = _payloads(identity=identity)
+                broker.ask(payloads, WARM_READINGS)
+                _switch("on", process.pid)
+                broker.ask(payloads, readings)
+                _switch("off", process.pid)
                 process.terminate()
                 with suppress(OSError):
                     while True:
@@ -143,17 +165,27 @@ def count(target: str, folder: Path, model: Path, readings: int) -> int:
         finally:
             process.kill()
             process.wait()
-    said = (own / "log").read_text(errors="replace")
-    found = re.search(r"Collected\s*:\s*(\d+)", said)
+    output = (own / "log").read_text(errors="replace")
+    found = re.search(r"Collected\s*:\s*(\d+)", output)
     if found is None:
-        raise RuntimeError(f"valgrind: expected a count, found:\n{said[-1000:]}")
-    return int(found.group(1))
+        raise RuntimeError(f"valgrind: expected a count, found:\n{output[-1000:]}")
+    return int(found.group(1)) / readings
 
 
-def per_reading(target: str, folder: Path, model: Path, readings: tuple[int, int] = READINGS) -> float:
-    """Instructions for one reading."""
-    short, long = (count(target, folder, model, number) for number in readings)
-    return (long - short) / (readings[1] - readings[0])
+def _payloads(*, identity: bool) -> Iterator[bytes]:
+    generator = random.Random(11)
+    for number in itertools.count(1):
+        payload = reading(generator)
+        yield payload[:-1] + b',"seq":%d}' % number if identity else payload
+
+
+def _switch(state: str, pid: int) -> None:
+    """Begin or end to count; returns when the process has confirmed it."""
+    done = subprocess.run(
+        ["callgrind_control", "-i", state, str(pid)], check=True, capture_output=True, text=True, timeout=ANSWER_SECONDS
+    )
+    if "OK" not in done.stdout:
+        raise RuntimeError(f"callgrind_control: expected OK, found {done.stdout}{done.stderr}")
 
 
 def measure(folder: Path, model: Path, results: Results) -> None:
@@ -171,9 +203,8 @@ def main() -> int:
         prog="python -m benchmarks.paced_instructions", description=__doc__.partition("\n")[0]
     )
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)}; all without any")
-    parser.add_argument(
-        "--readings", default=",".join(map(str, READINGS)), help="in the short run, and in the long one"
-    )
+    parser.add_argument("--readings", type=int, default=READINGS, help=f"that are counted; {READINGS} without it")
+    parser.add_argument("--identity", action="store_true", help="each reading has a `seq`")
     parser.add_argument("--quick", action="store_true", help="few readings, for a look")
     arguments = parser.parse_args()
     strange = set(arguments.targets) - set(TARGETS)
@@ -181,12 +212,13 @@ def main() -> int:
         parser.error(f"expected some of {', '.join(TARGETS)}, found {', '.join(sorted(strange))}")
     if shutil.which("valgrind") is None:
         sys.exit("expected the program valgrind, found none: apt install valgrind")
-    short, long = QUICK_READINGS if arguments.quick else map(int, arguments.readings.split(","))
+    readings = QUICK_READINGS if arguments.quick else arguments.readings
     with tempfile.TemporaryDirectory(prefix="edge-paced-") as temporary:
         folder = Path(temporary)
         model = write_bundle(folder / "mlp.onnx")
         for target in arguments.targets or TARGETS:
-            print(f"{target}: {per_reading(target, folder, model, (short, long)):,.0f}", flush=True)
+            found = per_reading(target, folder, model, readings, identity=arguments.identity)
+            print(f"{target}: {found:,.0f}", flush=True)
     return 0
 
 

@@ -8,7 +8,6 @@ onnxruntime is configured for a small device: one thread, no spinning, no arena,
 every processor (`int8.py`).
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,6 +22,7 @@ from edge_runtime.bundle.manifest import INPUT_NAME, Manifest, output_ports
 from edge_runtime.bundle.open import Bundle
 from edge_runtime.errors import BundleError, EdgeError
 from edge_runtime.readings import Carry, Floats
+from edge_runtime.system.hashing import sha256
 from edge_runtime.system.log import fields, get_logger
 
 _ONNX_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
@@ -356,7 +356,7 @@ def read_unchanged(bundle: Bundle) -> bytes:
         BundleError: they are not those that were checked.
     """
     data = bundle.path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != bundle.digest:
+    if sha256(data) != bundle.digest:
         raise BundleError(f"{bundle.path}: expected the file that was checked, found another: install it again")
     return data
 

@@ -8,7 +8,6 @@ its path: a process that can write there can replace it in between, so a bundle 
 """
 
 import errno
-import hashlib
 import math
 import os
 import re
@@ -31,6 +30,7 @@ from edge_runtime.bundle.onnx_file import (
 )
 from edge_runtime.bundle.operators import is_allowed
 from edge_runtime.errors import BundleError
+from edge_runtime.system.hashing import sha256
 
 # The limits of onnxruntime 1.32. An older runtime supports less; the manifest's `requires` states the oldest.
 OPSETS = range(7, 29)
@@ -69,7 +69,7 @@ def open_bundle(path: Path, *, limits: Limits = DEFAULT_LIMITS, digest: str | No
         BundleError: the file is missing, no regular file, too large, truncated, no ONNX, no bundle, or breaks a rule.
     """
     data = read_file(path, limits.max_bytes)
-    if digest is not None and hashlib.sha256(data).hexdigest() != digest:
+    if digest is not None and sha256(data) != digest:
         raise BundleError(f"{path}: expected the file that was checked, found another: install it again")
     return check_bundle(path, data, limits=limits)
 
@@ -93,7 +93,7 @@ def _check(path: Path, data: bytes, place: str, limits: Limits) -> Bundle:
     _check_requirements(manifest, place)
     _check_normal_form(manifest, facts, place)
     _check_golden(manifest, place)
-    return Bundle(path, hashlib.sha256(data).hexdigest(), len(data), manifest, facts)
+    return Bundle(path, sha256(data), len(data), manifest, facts)
 
 
 def read_file(path: Path, max_bytes: int) -> bytes:

@@ -26,9 +26,11 @@ def serve(device: "str | Path") -> int:
     # numpy's threads would only wait here, in a busy loop at first, and each takes memory
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     gc.disable()  # during the start: its objects stay, and the search for garbage among them takes a tenth of the start
-    from edge_runtime.mqtt.light_paho import import_light  # noqa: PLC0415 - `--help` needs none of this
+    from edge_runtime.mqtt import light_paho  # noqa: PLC0415 - `--help` needs none of this
+    from edge_runtime.system import hashing  # noqa: PLC0415 - as above
 
-    import_light()
+    hashing.import_light()
+    light_paho.import_light()
     from edge_runtime.mqtt.paho_client import check_paho  # noqa: PLC0415 - as above
 
     check_paho()

@@ -24,6 +24,7 @@ from edge_runtime.daemon.state import state_folder
 from edge_runtime.delivery.payloads import CONVENTIONS, can_alarm, first_of, flat_convention
 from edge_runtime.errors import BundleError, CommandError, ConfigError
 from edge_runtime.stream.sources.kind import FramedSourceTable, SourceKindTable, as_kind
+from edge_runtime.system.hashing import use_openssl
 
 if TYPE_CHECKING:
     from edge_runtime.store.records import Slot
@@ -175,6 +176,7 @@ def open_store(config: Config) -> "ModelStore":
     """The model store of a device, which opens only bundles that the device trusts."""
     from edge_runtime.store.store import ModelStore  # noqa: PLC0415 - only where a model comes from the store
 
+    use_openssl()  # bundles of any size are hashed, also in parts
     return ModelStore(Path(config.store.path), trust=_trust(config))
 
 

@@ -7,6 +7,8 @@ Numbers are the shortest text that reads back to the same float32.
 import base64
 import json
 from datetime import UTC, datetime
+from functools import lru_cache
+from itertools import islice
 from json.encoder import encode_basestring
 from typing import Any
 
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 
 from edge_runtime.bundle.manifest import Manifest
 from edge_runtime.delivery.payloads import Convention
-from edge_runtime.readings import Prediction
+from edge_runtime.readings import Floats, Prediction
 
 _DELAYED = b',"delayed":true}'
 _UNSYNCHRONISED = b',"clock":"unsynchronised"}'
@@ -51,8 +53,6 @@ class JsonPayload:
         self._names = [_text(label) for label in manifest.output.labels]
         self._threshold = json.dumps(threshold)
         self._keys: dict[str | None, tuple[str, str]] = {None: ("-", "null")}
-        self._second: int | None = None  # of `_prefix`
-        self._prefix = ""
 
     def encode(self, prediction: Prediction, *, synchronised: bool = True) -> bytes:
         """The payload. `synchronised` False adds the mark that the device's clock was not yet set."""
@@ -63,7 +63,7 @@ class JsonPayload:
         alarm = (',"alarm":true' if prediction.alarm else ',"alarm":false') if prediction.can_alarm else ""
         body = (
             f'{{"id":{self._id}{key_id}/{tail}","seq":{prediction.seq},{self._head},"key":{key},'
-            f'"time":"{self._time(prediction.time)}",{self._answer(prediction)}{alarm}}}'
+            f'"time":"{_time(prediction.time)}",{self._answer(prediction)}{alarm}}}'
         ).encode()
         return body if synchronised else body[:-1] + _UNSYNCHRONISED
 
@@ -71,7 +71,7 @@ class JsonPayload:
         if self._task == "classification":
             assert prediction.scores is not None
             assert prediction.label is not None
-            numbers = tuple(map(str, prediction.scores))
+            numbers = _texts(prediction.scores)
             known = self._labels.get(prediction.label)
             if known is None:  # it abstains
                 score, label = str(prediction.score), _text(prediction.label)
@@ -80,7 +80,7 @@ class JsonPayload:
             return f'"label":{label},"score":{score},{self._scores % numbers}{self._set(prediction)}'
         if self._task == "regression":
             assert prediction.values is not None
-            return f"{self._scores % tuple(map(str, prediction.values))}{self._interval(prediction)}"
+            return f"{self._scores % _texts(prediction.values)}{self._interval(prediction)}"
         if prediction.tensors is not None:
             return self._tensors(prediction.tensors)
         anomaly = "true" if prediction.anomaly else "false"
@@ -129,14 +129,6 @@ class JsonPayload:
         found = self._keys[key] = (text[1:-1], text)
         return found
 
-    def _time(self, time: float) -> str:
-        micros = round(time * 1_000_000)
-        second, micros = divmod(micros, 1_000_000)
-        if second != self._second:
-            self._second = second
-            self._prefix = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-        return f"{self._prefix}.{micros:06d}Z"
-
 
 def mark_delayed(payload: bytes) -> bytes | None:
     """The object with the mark added; None if the bytes are not such an object."""
@@ -149,6 +141,21 @@ def _packed(part: NDArray[Any]) -> str:
     data = base64.b64encode(part.astype("<i8" if whole else "<f4", copy=False).tobytes()).decode()
     shape = ",".join(map(str, part.shape))
     return f'{{"shape":[{shape}],"datatype":"{"INT64" if whole else "FP32"}","data":"{data}"}}'
+
+
+def _time(time: float) -> str:
+    second, micros = divmod(round(time * 1_000_000), 1_000_000)
+    return f"{_second(second)}.{micros:06d}Z"
+
+
+@lru_cache(maxsize=16)  # shared by all models: with many, each has few readings of one second
+def _second(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def _texts(numbers: Floats) -> tuple[str, ...]:
+    """The text of each number. Without the limit, numpy would raise and format an `IndexError` at the end."""
+    return tuple(map(str, islice(numbers, len(numbers))))
 
 
 def _text(value: str | None) -> str:

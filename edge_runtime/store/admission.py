@@ -6,7 +6,6 @@ Guarantee: a missing or damaged file only makes the next start an admission.
 """
 
 import contextlib
-import hashlib
 from pathlib import Path
 
 import msgspec
@@ -16,6 +15,7 @@ from edge_runtime.bundle.open import Bundle, check_bundle, read_file
 from edge_runtime.bundle.signature import require_signatures
 from edge_runtime.store.trust import Trust
 from edge_runtime.system.durable import replace_file
+from edge_runtime.system.hashing import sha256
 
 _MOST = 100
 
@@ -48,7 +48,7 @@ class Admissions:
         """
         data = read_file(bundle, DEFAULT_LIMITS.max_bytes)
         if trust is not None:
-            digest = hashlib.sha256(data).hexdigest()
+            digest = sha256(data)
             at = self._times.get(digest)
             verified = require_signatures(bundle, trust.allowed_signers, data=data, count=trust.signatures, at=at)
             if at is None and note:

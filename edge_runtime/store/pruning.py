@@ -1,6 +1,5 @@
 """The files of a name's bundles: moved in atomically, checked before they serve, removed when no record names them."""
 
-import hashlib
 from pathlib import Path
 
 from edge_runtime.bundle.onnx_file import DEFAULT_LIMITS
@@ -10,6 +9,7 @@ from edge_runtime.errors import BundleError, CommandError
 from edge_runtime.store.layout import STATE_FILE, StoreFolder
 from edge_runtime.store.records import BundleRecord, SlotState
 from edge_runtime.system.durable import make_folder, remove, sync_folder
+from edge_runtime.system.hashing import sha256
 
 
 class BundleFolder:
@@ -51,7 +51,7 @@ class BundleFolder:
             data = read_file(path, DEFAULT_LIMITS.max_bytes)
         except BundleError as error:
             return str(error)
-        if hashlib.sha256(data).hexdigest() != record.digest:
+        if sha256(data) != record.digest:
             return f"{path}: expected the bundle that was installed, found it damaged: install it again"
         return None
 

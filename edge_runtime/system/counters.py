@@ -31,6 +31,16 @@ class Note(NamedTuple):
     sample: bytes
 
 
+class Tally(Counter[str]):
+    """Counts by reason, assigned to as a plain `dict`.
+
+    `Counter` has a `__delitem__` in Python, and for such a class the interpreter calls every assignment by its name.
+    """
+
+    __setitem__ = dict.__setitem__
+    __delitem__ = dict.__delitem__  # type: ignore[assignment]  # of any key in the stubs of `Counter`
+
+
 class Counters:
     """What happened at one stage since the start: plain counts, and counts by reason.
 
@@ -47,11 +57,11 @@ class Counters:
     __slots__ = ("counts", "dropped", "errors", "last_rejected", "notes", "rejected", "skipped")
 
     def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.rejected: Counter[str] = Counter()
-        self.dropped: Counter[str] = Counter()
-        self.skipped: Counter[str] = Counter()
-        self.errors: Counter[str] = Counter()
+        self.counts = Tally()
+        self.rejected = Tally()
+        self.dropped = Tally()
+        self.skipped = Tally()
+        self.errors = Tally()
         self.notes: dict[str, Note] = {}
         self.last_rejected: dict[str, dict[str, str]] = {}
 

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -36,19 +37,26 @@ def test_a_paced_reading_is_answered_under_the_counting_program(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The floor answers each reading of the benchmark's broker; a stand-in for valgrind prints one count a reading."""
-    (tmp_path / "valgrind").write_text(
-        '#!/bin/sh\nshift 2\n"$@" & child=$!\ntrap \'kill $child\' TERM\nwait $child\necho "Collected : $COUNT"\n'
-    )
-    (tmp_path / "valgrind").chmod(0o755)
+    programs = {
+        "valgrind": 'shift 3\n"$@" & child=$!\ntrap \'kill $child\' TERM\nwait $child\necho "Collected : 3000"\n',
+        "callgrind_control": f'echo "$2" >> {tmp_path / "switched"}\necho OK\n',
+    }
+    for name, program in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{program}")
+        (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     model = write_bundle(tmp_path / "mlp.onnx")
-    counts = []
-    for readings in (3, 5):
-        monkeypatch.setenv("COUNT", str(1000 * readings))
-        counts.append(paced_instructions.count("floor", tmp_path, model, readings))
-    assert counts == [3000, 5000]
-    monkeypatch.setattr(paced_instructions, "count", lambda *found: 7 * found[-1])
-    assert paced_instructions.per_reading("floor", tmp_path, model) == 7
+    for identity in (False, True):
+        assert paced_instructions.per_reading("floor", tmp_path, model, 3, identity=identity) == 1000.0
+    assert (tmp_path / "switched").read_text().split() == ["on", "off"] * 2
+
+
+def test_the_readings_that_are_counted_are_the_same_for_every_target() -> None:
+    """With an identity each has the next number."""
+    plain, numbered = (list(islice(paced_instructions._payloads(identity=each), 3)) for each in (False, True))
+    assert [json.loads(payload) | {"seq": number} for number, payload in enumerate(plain, 1)] == [
+        json.loads(payload) for payload in numbered
+    ]
 
 
 def test_models_are_timed_beside_their_peers(tmp_path: Path) -> None:

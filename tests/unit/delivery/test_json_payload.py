@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_runtime.bundle.manifest import Input, Manifest, Output, Target
+from edge_runtime.delivery import json_payload
 from edge_runtime.delivery.json_payload import JsonPayload, mark_delayed
 from edge_runtime.readings import Prediction
 
@@ -72,6 +73,38 @@ def test_a_classification_reads_as_documented() -> None:
         "score": 0.973,
         "scores": {"ok": 0.027, "worn": 0.973},
     }
+
+
+def test_the_text_of_a_second_is_made_once_for_all_models() -> None:
+    """With a hundred models each has few predictions of one second."""
+    json_payload._second.cache_clear()
+    payloads = [_payload(_classifier("a"), model=f"m{number}") for number in range(100)]
+    scores = np.array([1.0], np.float32)
+    for fraction in (0.0, 0.5, 0.999999):
+        for payload in payloads:
+            encoded = payload.encode(_prediction(time=1763896744 + fraction, label="a", score=scores[0], scores=scores))
+            assert _read(encoded)["time"] == f"2025-11-23T11:19:04.{round(1e6 * fraction):06d}Z"
+    assert json_payload._second.cache_info().misses == 1
+
+
+class _Asked(np.ndarray[Any, np.dtype[np.float32]]):
+    """Scores that count how often they are asked for one."""
+
+    times = 0
+
+    def __getitem__(self, place: Any) -> Any:
+        _Asked.times += 1
+        return super().__getitem__(place)
+
+
+def test_each_number_of_an_answer_is_asked_for_once() -> None:
+    """Not once more to find the end: numpy would raise and format an `IndexError` for each prediction."""
+    scores = np.array([0.25, 0.5, 0.25], np.float32)
+    prediction = _prediction(label="b", score=scores[1], scores=scores.view(_Asked))
+    _Asked.times = 0
+    found = _read(_payload(_classifier("a", "b", "c")).encode(prediction))
+    assert found["scores"] == {"a": 0.25, "b": 0.5, "c": 0.25}
+    assert _Asked.times == 3
 
 
 def test_an_anomaly_carries_its_threshold() -> None:
