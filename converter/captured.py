@@ -23,6 +23,8 @@ from edge_runtime.readings import Floats
 BLOCKS = 10  # of the windows of a key: some calibrate, the others evaluate
 FEWEST_OF_BLOCK = 4
 
+_Truth = tuple[str | None, dict[str, float]]  # a label, or numbers by name
+
 
 class MergedWindow(NamedTuple):
     """One window of a merge.
@@ -32,7 +34,8 @@ class MergedWindow(NamedTuple):
         facts: of its bundle.
         place: the file it was read from.
         label: the true label; None where it is not known yet.
-        values: the true values of a regression, by target; empty where they are not known.
+        values: the true values of a regression, by target, or 1 and 0 for each label of a multi-label model; empty
+            where they are not known.
     """
 
     entry: Captured
@@ -80,8 +83,8 @@ def merge(folders: Sequence[Path], model: str | None = None) -> Merge:
     notes: list[str] = []
     kept: dict[tuple[str, str, bytes], FoundWindow] = {}
     contents: dict[str, tuple[str, str, bytes]] = {}
-    labels_by_id: dict[str, list[tuple[str | None, dict[str, float]]]] = {}
-    decided: dict[str, list[str]] = {}
+    labels_by_id: dict[str, list[_Truth]] = {}
+    decided: dict[str, list[_Truth]] = {}
     for folder in folders:
         found = read_captures(folder)
         for path, count in found.damaged.items():
@@ -101,8 +104,8 @@ def merge(folders: Sequence[Path], model: str | None = None) -> Merge:
         for label in found.labels:
             labels_by_id.setdefault(label.id, []).append((label.label, label.values))
         for decision in decisions_in(folder).values():
-            if decision.label is not None:
-                decided.setdefault(decision.id, []).append(decision.label)
+            if decision.is_truth:
+                decided.setdefault(decision.id, []).append((decision.label, decision.values))
     _require_one_kind(list(kept.values()))
     windows = []
     for window in kept.values():
@@ -140,21 +143,14 @@ def _stream(window: MergedWindow) -> str:
 
 
 def _labelled(
-    window: FoundWindow,
-    decided: dict[str, list[str]],
-    labels_by_id: dict[str, list[tuple[str | None, dict[str, float]]]],
+    window: FoundWindow, decided: dict[str, list[_Truth]], labels_by_id: dict[str, list[_Truth]]
 ) -> MergedWindow | None:
-    """The window with its truth; None where labels contradict each other."""
+    """The window with its truth, by people before that of devices; None where truths contradict each other."""
     identity = window.entry.id
-    people = set(decided.get(identity, ()))
-    if len(people) > 1:
+    truths = decided.get(identity) or labels_by_id.get(identity) or [(None, {})]
+    if any(each != truths[0] for each in truths):
         return None
-    if people:
-        return MergedWindow(window.entry, window.facts, window.file, people.pop(), {})
-    devices = labels_by_id.get(identity, [])
-    if any(each != devices[0] for each in devices):
-        return None
-    label, values = devices[0] if devices else (None, {})
+    label, values = truths[0]
     return MergedWindow(window.entry, window.facts, window.file, label, values)
 
 
@@ -171,6 +167,7 @@ def _require_one_kind(windows: list[FoundWindow]) -> None:
             ("channels", _channels(first.facts), _channels(each.facts)),
             ("windows", list(first.facts.shape), list(each.facts.shape)),
             ("a task", first.facts.task, each.facts.task),
+            ("numbers", list(first.facts.value_names), list(each.facts.value_names)),
         ):
             if own != other:
                 raise CommandError(

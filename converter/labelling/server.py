@@ -13,12 +13,14 @@ from importlib.resources import files
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from converter.labelling.decisions import Decision, LabelFile
 from converter.labelling.task import MOST_LABEL_CHARACTERS, MOST_LABELS, LabelTask, document
 from edge_runtime.errors import CommandError
 
 MOST_BODY_BYTES = 65_536
+LARGEST = float(np.finfo(np.float32).max)
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -26,10 +28,11 @@ _POLICY = (
 
 
 class Choice(msgspec.Struct, forbid_unknown_fields=True):
-    """A request of the page: a label, `skipped`, or neither to undo the last decision."""
+    """A request of the page: a label, numbers, `skipped`, or none of these to undo the last decision."""
 
     id: str
     label: str | None = None
+    values: dict[str, float] = {}
     skipped: bool = False
 
 
@@ -47,24 +50,31 @@ class Labelling:
         self._lock = threading.Lock()
         self._places = {item.id: place for place, item in enumerate(task.items)}
         self._labels = list(task.labels)
-        for decision in file.latest.values():
-            if decision.label is not None and decision.label not in self._labels:
-                self._labels.append(decision.label)
+        self._note_labels()
 
     def progress(self) -> dict[str, int]:
         """The numbers of items, of labelled and of skipped ones."""
-        decided = [self._file.latest.get(item.id) for item in self._task.items]
-        labelled = sum(
-            item.label is not None if choice is None else choice.label is not None
-            for item, choice in zip(self._task.items, decided, strict=True)
-        )
-        skipped = sum(choice is not None and choice.skipped for choice in decided)
-        return {"all": len(self._task.items), "labelled": labelled, "skipped": skipped}
+        states = [self._state(place) for place in range(len(self._task.items))]
+        labelled = sum(state["label"] is not None or bool(state["values"]) for state in states)
+        return {"all": len(states), "labelled": labelled, "skipped": sum(state["skipped"] for state in states)}
+
+    def _note_labels(self) -> None:
+        """Offer labels that were added on a page, too."""
+        for decision in self._file.latest.values():
+            if decision.label is not None and decision.label not in self._labels:
+                self._labels.append(decision.label)
 
     def overview(self) -> dict[str, Any]:
-        """The overview, without the values."""
+        """The overview, without the values; with the decisions that other processes have added.
+
+        Raises:
+            CommandError: they cannot be read.
+        """
         with self._lock:
+            self._file.refresh()
+            self._note_labels()
             return {
+                "kind": self._task.kind,
                 "labels": self._labels,
                 "channels": self._task.channels,
                 "notes": self._task.notes,
@@ -82,7 +92,7 @@ class Labelling:
         """Store a decision; return the state of its item.
 
         Raises:
-            ValueError: there is no such item, or the label is invalid.
+            ValueError: there is no such item, or the label or the numbers are invalid.
             CommandError: the write failed.
         """
         with self._lock:
@@ -90,6 +100,7 @@ class Labelling:
             if place is None:
                 raise ValueError("expected the id of a window of this folder")
             label = choice.label
+            self._check_values(choice)
             if label is not None:
                 if not label.strip() or not label.isprintable() or len(label) > MOST_LABEL_CHARACTERS:
                     raise ValueError(f"expected a label of 1 to {MOST_LABEL_CHARACTERS} characters on one line")
@@ -97,16 +108,32 @@ class Labelling:
                     if len(self._labels) >= MOST_LABELS:
                         raise ValueError(f"expected at most {MOST_LABELS} labels")
                     self._labels.append(label)
-            skipped = choice.skipped and label is None
-            self._file.add(Decision(id=choice.id, label=label, skipped=skipped, time=time.time()))
+            skipped = choice.skipped and label is None and not choice.values
+            self._file.add(Decision(id=choice.id, label=label, values=choice.values, skipped=skipped, time=time.time()))
             return self._state(place)
 
+    def _check_values(self, choice: Choice) -> None:
+        kind, names = self._task.kind, self._task.labels
+        if kind == "one":
+            if choice.values:
+                raise ValueError("expected a label, found numbers")
+            return
+        if choice.label is not None:
+            raise ValueError(f"expected numbers for {', '.join(names)}, found a label")
+        if choice.values and set(choice.values) != set(names):
+            raise ValueError(f"expected a number for each of {', '.join(names)}, found {', '.join(choice.values)}")
+        if kind == "several" and not set(choice.values.values()) <= {0.0, 1.0}:
+            raise ValueError("expected 1 or 0 for each label")
+        if any(abs(value) > LARGEST for value in choice.values.values()):
+            raise ValueError(f"expected numbers of at most {LARGEST:.2g}")
+
     def _state(self, place: int) -> dict[str, Any]:
+        """What is known of an item: the decision of a person, else the truth that came with it."""
         item = self._task.items[place]
         choice = self._file.latest.get(item.id)
-        if choice is None:
-            return {"label": item.label, "skipped": False, "decided": False}
-        return {"label": choice.label, "skipped": choice.skipped, "decided": choice.label is not None or choice.skipped}
+        if choice is None or not (choice.is_truth or choice.skipped):
+            return {"label": item.label, "values": item.truth, "skipped": False, "decided": False}
+        return {"label": choice.label, "values": choice.values, "skipped": choice.skipped, "decided": True}
 
 
 class LabelServer(ThreadingHTTPServer):
@@ -145,7 +172,7 @@ class _LabelHandler(BaseHTTPRequestHandler):
             page = files("converter.labelling").joinpath("page.html").read_bytes()
             self._answer(HTTPStatus.OK, page, "text/html; charset=utf-8")
         elif path == "items":
-            self._json(labelling.overview())
+            self._overview()
         elif path.startswith("items/") and path[6:].isascii() and path[6:].isdigit() and len(path) < 20:
             found = labelling.values(int(path[6:]))
             if found is None:
@@ -154,6 +181,12 @@ class _LabelHandler(BaseHTTPRequestHandler):
                 self._json(found)
         else:
             self._refuse(HTTPStatus.NOT_FOUND, "not found")
+
+    def _overview(self) -> None:
+        try:
+            self._json(self.server.labelling.overview())
+        except CommandError as error:
+            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
 
     def do_POST(self) -> None:
         """A decision."""

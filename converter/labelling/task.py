@@ -6,7 +6,7 @@ names its position, so that every reader of the recording assigns the label to t
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +28,17 @@ class LabelItem(NamedTuple):
         about: facts about it, as pairs of a word and a text.
         values: `[readings, channels]`, or a frame.
         label: the truth, where the device received one or the recording has one.
+        truth: the same as numbers, of a regression or a multi-label model; empty where they are not known.
     """
 
     id: str
     about: list[tuple[str, str]]
     values: NDArray[np.float32]
     label: str | None
+    truth: dict[str, float]
+
+
+TaskKind = Literal["one", "several", "numbers"]
 
 
 class LabelTask(NamedTuple):
@@ -42,14 +47,16 @@ class LabelTask(NamedTuple):
     Attributes:
         items: in order of device, key and time.
         channels: the names of the columns; none for frames.
-        labels: to choose from.
+        labels: to choose from; of `numbers` the names of the targets.
         notes: a sentence for each unusual finding.
+        kind: `one` label an item, `several` (each is present or not), or `numbers` (one for each target).
     """
 
     items: list[LabelItem]
     channels: list[str]
     labels: list[str]
     notes: list[str]
+    kind: TaskKind = "one"
 
 
 def label_task(folder: Path, *, model: str | None, labels: Sequence[str], readings: int | None) -> LabelTask:
@@ -78,16 +85,18 @@ def _of_captures(folder: Path, model: str | None, labels: Sequence[str]) -> Labe
     if not merged.windows:
         return LabelTask([], [], [], merged.notes)
     facts = merged.windows[0].facts
-    if facts.task == "regression":
-        raise CommandError(f"{folder}: expected windows with labels, found a regression: its truth is a number")
-    if facts.task == "multilabel":
-        raise CommandError(
-            f"{folder}: expected windows with one label each, found a model of several: send truth to the device, "
-            "which keeps it with the window"
-        )
-    known = list(labels or (facts.labels if facts.task != "anomaly" else (NORMAL, ANOMALY)))
+    kinds: dict[str, TaskKind] = {"multilabel": "several", "regression": "numbers"}
+    kind = kinds.get(facts.task, "one")
+    if kind != "one":
+        if labels:
+            raise CommandError(f"--labels: expected none, since the model names {', '.join(facts.value_names)} itself")
+        known = list(facts.value_names)
+    elif facts.task == "anomaly":
+        known = list(labels or (NORMAL, ANOMALY))
+    else:  # versions of a model may have different labels
+        known = list(labels or dict.fromkeys(label for each in merged.windows for label in each.facts.labels))
     channels = [f"{each.name} ({each.unit})" if each.unit else each.name for each in facts.channels]
-    return LabelTask([_item(each) for each in merged.windows], channels, known, merged.notes)
+    return LabelTask([_item(each) for each in merged.windows], channels, known, merged.notes, kind)
 
 
 def _item(window: MergedWindow) -> LabelItem:
@@ -104,7 +113,7 @@ def _item(window: MergedWindow) -> LabelItem:
         ("scores", ", ".join(f"{name} {score:.3g}" for score, name in ranked)),
         ("kept for", ", ".join(entry.reasons)),
     ]
-    return LabelItem(entry.id, about, window.numbers, window.label)
+    return LabelItem(entry.id, about, window.numbers, window.label, window.values)
 
 
 def _moment(seconds: float) -> str:
@@ -121,6 +130,7 @@ def _of_recording(folder: Path, labels: Sequence[str], readings: int | None) -> 
             [("session", str(each.session)), ("key", each.key or "-"), ("time", _moment(each.time))],
             each.values,
             each.label,
+            {},
         )
         for each in found.segments
     ]
@@ -129,6 +139,5 @@ def _of_recording(folder: Path, labels: Sequence[str], readings: int | None) -> 
 
 
 def document(item: LabelItem) -> dict[str, Any]:
-    """The values of one item for the page: NaN is null."""
-    values = item.values.reshape(len(item.values), -1)
-    return {"rows": [[None if np.isnan(each) else float(each) for each in row] for row in values]}
+    """The values of one item for the page; as JSON, NaN is null."""
+    return {"rows": item.values.reshape(len(item.values), -1).tolist()}

@@ -1,11 +1,13 @@
-"""Readings -> the parts of a recording: text lines, written and synchronised once a second.
+"""Readings -> the parts of a recording: text lines, written and synchronised twice a second.
 
-Guarantee: a part holds whole lines only; a kill or a power cut loses at most the readings since the last write, which
-is a second. Memory is bounded by the readings of a second. Weak point: a full disk ends the recording; the written
-parts stay.
+Guarantee: a part holds whole lines only; a kill or a power cut loses at most the readings of a second: half a second
+until the next write, and what a late wake-up and the write itself take. Memory is bounded by the readings of a second.
+One process writes a recording; a second one is refused. Weak points: a full disk ends the recording; the written parts
+stay. A card that needs longer than half a second for a write lengthens the loss by that time.
 """
 
 import csv
+import fcntl
 import io
 import os
 from collections.abc import Sequence
@@ -25,7 +27,7 @@ from edge_runtime.recordings.folder import (
 from edge_runtime.system.durable import make_folder, sync_folder
 
 PART_BYTES = 67_108_864
-WRITE_S = 1.0
+WRITE_S = 0.5
 
 
 class PartWriter:
@@ -37,7 +39,7 @@ class PartWriter:
         part_bytes: a part that has grown so large is ended.
 
     Raises:
-        CommandError: the folder is not writable, or holds other files.
+        CommandError: the folder is not writable, holds other files, or is being written by another process.
     """
 
     def __init__(self, folder: Path, about: About, part_bytes: int = PART_BYTES) -> None:
@@ -49,16 +51,22 @@ class PartWriter:
         self._rows = csv.writer(self._lines, lineterminator="\n")
         self._part: int | None = None
         self._size = 0
+        self._lock = -1
         try:
             self._begin()
         except OSError as error:
+            self._unlock()
             raise CommandError(f"{folder}: cannot be written: {error.strerror}") from error
+        except BaseException:
+            self._unlock()
+            raise
 
     def _begin(self) -> None:
         if not self._folder.exists():
             self._folder.parent.mkdir(parents=True, exist_ok=True)
             make_folder(self._folder)
-        elif any(each.name != UNFINISHED for each in self._folder.iterdir()):
+        self._lock_folder()
+        if any(each.name != UNFINISHED for each in self._folder.iterdir()):
             before = read_about(self._folder)
             if before.columns != self.about.columns:
                 raise CommandError(
@@ -114,13 +122,38 @@ class PartWriter:
         self._number += 1
         path = self._folder / f"part-{self._number:06d}.csv"
         self._part = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        head = (",".join(self.about.columns) + "\n").encode()
+        head = self.about.header
         os.write(self._part, head)
         self._size = len(head)
         sync_folder(self._folder)
 
+    def _lock_folder(self) -> None:
+        """Lock the folder itself, so that it holds no file beside the recording; the lock ends with the process."""
+        self._lock = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CommandError(
+                f"{self._folder}: expected a folder of its own, found one that another process records into: "
+                "end that one, or choose another folder"
+            ) from error
+
+    def _unlock(self) -> None:
+        lock, self._lock = self._lock, -1
+        try:
+            if lock >= 0:
+                os.close(lock)
+        except OSError as error:  # the descriptor is closed nevertheless
+            raise CommandError(f"{self._folder}: cannot be written any more: {error.strerror}") from error
+
     def close(self, ended: float) -> None:
-        """Write the rest, and the end time in the description."""
+        """Write the rest, and the end time in the description; then another process may continue the recording."""
+        try:
+            self._end(ended)
+        finally:
+            self._unlock()
+
+    def _end(self, ended: float) -> None:
         self.flush()
         self.about.ended = ended
         try:

@@ -2,21 +2,24 @@
 
 The source is the daemon's, read beside it as in `try`. Guarantee: written numbers read back to the same float32, so a
 replay gives the bits of the live run; a kill loses at most a second. Ranges are not checked: a recording shows what the
-sensor sent.
+sensor sent. A reading whose key holds a line break is rejected, since a torn line could then not be told from a whole
+one.
 """
 
 import math
 import secrets
-import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from edge_runtime.bringup.found_channels import finding
 from edge_runtime.bringup.part_writer import PART_BYTES, WRITE_S, PartWriter
+from edge_runtime.bringup.recorded_rate import StreamRate, median_rate_hz
 from edge_runtime.config.tables import BrokerTable, Config, SourceTable
 from edge_runtime.daemon.links import Links
 from edge_runtime.errors import CommandError
@@ -24,13 +27,14 @@ from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.readings import Batch
 from edge_runtime.recordings.folder import KEY, LABEL, TIME, About, ClockState, RecordedChannel
 from edge_runtime.stream.codecs.kind import IGNORED
+from edge_runtime.stream.codecs.mapping import NamedTable
 from edge_runtime.stream.sources.kind import AnySource, FramedSourceTable, SourceKindTable, Wiring, as_kind
 from edge_runtime.system.clock import Clock
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop
 
 _MOST_STREAMS = 10_000  # keys whose rates are shown
-_FEWEST_FOR_A_RATE = 3
+SHOW_S = 1.0
 
 
 class Recorder:
@@ -74,7 +78,8 @@ class Recorder:
         self._stopping = False
         self._last_state = ""
         self._fault: CommandError | None = None
-        self._arrivals: dict[str | None, tuple[float, float]] = {}
+        self._rates: dict[str | None, StreamRate] = {}
+        self._present: NDArray[np.int64] | None = None
         self._source: AnySource | None = None
         self._channels = self._known(channels)
         self._links = Links(
@@ -103,14 +108,17 @@ class Recorder:
 
     def rate_hz(self) -> float | None:
         """Readings of a stream in a second, the median over the streams; None before it is known."""
-        rates = [
-            (count - 1) / (last - first)
-            for key, count in self.streams.items()
-            if count >= _FEWEST_FOR_A_RATE
-            for first, last in [self._arrivals[key]]
-            if last > first
-        ]
-        return float(f"{statistics.median(rates):.4g}") if rates else None
+        return median_rate_hz(self._rates.values())
+
+    def rate_of(self, key: str | None) -> float | None:
+        """Readings of one stream in a second; None before it is known."""
+        return median_rate_hz([self._rates[key]] if key in self._rates else [])
+
+    @property
+    def values(self) -> dict[str, int]:
+        """For each channel, the number of readings of this run that have a value for it."""
+        found = [0] * len(self._channels) if self._present is None else self._present.tolist()
+        return dict(zip(self._channels, found, strict=True))
 
     def run(self, seconds: float | None, each_second: Callable[[], None]) -> None:
         """Record for so many seconds; None: until `stop`, or until a recording that is replayed has ended.
@@ -121,7 +129,8 @@ class Recorder:
         self._source = source = self._table.make(self._wiring())
         self._links.start()
         source.start()
-        self._loop.call_later(WRITE_S, lambda: self._flush(each_second))
+        self._loop.call_later(WRITE_S, self._flush)
+        self._loop.call_later(SHOW_S, lambda: self._show(each_second))
         until = None if seconds is None else self._loop.time() + seconds
         while not self._stopping and (until is None or self._loop.time() < until):
             self._loop.run_once(WRITE_S if until is None else min(WRITE_S, max(0.0, until - self._loop.time())))
@@ -194,8 +203,15 @@ class Recorder:
             self.stop()
             return
         keyed, labelled = writer.about.key is not None, self._label
+        present = np.count_nonzero(~np.isnan(batch.values), axis=0)
+        self._present = present if self._present is None else self._present + present
         for row in range(len(batch)):
             key, moment = batch.keys[row], batch.times[row]
+            if key is not None and ("\n" in key or "\r" in key):
+                self.counters.reject(
+                    "bad_key", f"expected a key on one line, found {key[:60]!r}", sample=key[:200].encode()
+                )
+                continue
             numbers = ["" if math.isnan(value) else str(value) for value in batch.values[row]]
             cells = [repr(moment), *([key or ""] if keyed else []), *numbers]
             writer.add(cells if labelled is None else [*cells, labelled])
@@ -204,20 +220,29 @@ class Recorder:
     def _note(self, key: str | None, moment: float) -> None:
         if key in self.streams or len(self.streams) < _MOST_STREAMS:
             self.streams[key] += 1
-            first, _ = self._arrivals.get(key, (moment, moment))
-            self._arrivals[key] = (first, moment)
+            rate = self._rates.get(key)
+            if rate is None:
+                self._rates[key] = rate = StreamRate()
+            rate.note(moment)
 
     def _begin(self, batch: Batch) -> PartWriter:
         taken = {*self._channels}
+        units = _units(self._table)
+        key = None if batch.keys[0] is None else self._table.key or KEY
+        while key in taken:
+            key = f"_{key}"  # a channel of that name has its own column
         clock: ClockState = "synchronised" if self._clock.is_synchronised else "unsynchronised"
         for name in (TIME, LABEL):
             if name in taken:
-                raise CommandError(f"expected no channel named {name}, which a recording has itself: rename it")
+                raise CommandError(
+                    f"expected no channel named {name}, which a recording has itself: rename it, "
+                    "or leave it out with --channels"
+                )
         about = About(
             device=self._config.device.id,
             source=self._table.name,
-            channels=[RecordedChannel(name) for name in self._channels],
-            key=None if batch.keys[0] is None else self._table.key or KEY,
+            channels=[RecordedChannel(name, units.get(name, "")) for name in self._channels],
+            key=key,
             label=None if self._label is None else LABEL,
             clock=clock,
             own_times=batch.own_times,
@@ -226,7 +251,7 @@ class Recorder:
         self._writer = PartWriter(self._folder, about, self._part_bytes)
         return self._writer
 
-    def _flush(self, each_second: Callable[[], None]) -> None:
+    def _flush(self) -> None:
         if self._writer is not None and self._fault is None:
             try:
                 self._writer.flush()
@@ -234,8 +259,19 @@ class Recorder:
                 self._fault = error
                 self.stop()
                 return
+        self._loop.call_later(WRITE_S, self._flush)
+
+    def _show(self, each_second: Callable[[], None]) -> None:
         each_second()
-        self._loop.call_later(WRITE_S, lambda: self._flush(each_second))
+        self._loop.call_later(SHOW_S, lambda: self._show(each_second))
+
+
+def _units(table: SourceKindTable) -> dict[str, str]:
+    """The units of the channels that the device file names."""
+    parts = getattr(table, "parts", None) or (table,)  # of a source that joins others
+    codecs = [part.codec for part in parts if isinstance(part, FramedSourceTable)]
+    named = [codec.channels for codec in codecs if isinstance(codec, NamedTable) and codec.channels]
+    return {name: each.unit for channels in named for name, each in channels.items() if each.unit}
 
 
 def _kind(table: SourceKindTable) -> str:

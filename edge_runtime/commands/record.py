@@ -98,14 +98,22 @@ def _progress(recorder: "Recorder") -> str:
     rejected = sum(recorder.counters.rejected.values())
     rate = recorder.rate_hz()
     about = recorder.about
+    here = sum(recorder.streams.values())
+    channels = [name if count >= here else f"{name} ({count} values)" for name, count in recorder.values.items()]
     parts = [
-        f"{0 if about is None else about.readings} readings of {', '.join(recorder.channels) or 'no channel yet'}",
+        f"{0 if about is None else about.readings} readings of {', '.join(channels) or 'no channel yet'}",
         f"{rate:g} a second" if rate is not None else "rate not known yet",
     ]
     if len(recorder.streams) > 1:
         busiest = recorder.streams.most_common(5)
-        shown = ", ".join(f"{'-' if key is None else shortened(key)} {count}" for key, count in busiest)
-        parts.append(f"{len(recorder.streams)} keys ({shown})")
+        shown = [
+            f"{'-' if key is None else shortened(key)} {count}"
+            + (f" at {rate:g} a second" if (rate := recorder.rate_of(key)) is not None else "")
+            for key, count in busiest
+        ]
+        parts.append(f"{len(recorder.streams)} keys ({', '.join(shown)})")
+    if left_out := recorder.counters.counts["unknown_member"]:
+        parts.append(f"{left_out} readings with members that are no channel")
     if rejected:
         parts.append(f"{rejected} rejected")
     return "; ".join(parts)

@@ -28,6 +28,7 @@ from edge_runtime.config.tables import (
     SmoothingTable,
     SourceTable,
     StoreTable,
+    TruthTable,
     UpstreamTable,
 )
 from edge_runtime.config.topics import SHARE, FilterIndex, bad_topic, common, matches, overlap, split_share, stands_for
@@ -137,6 +138,25 @@ def first_line_fault(key: str, path: str, what: str) -> Iterator[Finding]:
 def _key_is_not_time(source: SourceTable) -> Iterator[Finding]:
     if source.key is not None and source.key == source.time:
         yield "key", f"expected another field than time, found {quote(source.key)} in both"
+
+
+@rule(SourceTable, TruthTable, keys=("time_zone",))
+def _time_zone(table: SourceTable | TruthTable) -> Iterator[Finding]:
+    if table.time_zone is None:
+        return
+    from zoneinfo import available_timezones  # noqa: PLC0415 - reads a folder: only where a zone is named
+
+    known = available_timezones()
+    if table.time_zone in known:
+        return
+    near = nearest(table.time_zone, sorted(known))
+    remedy = f"did you mean {near}?" if near else "write it as Region/City"
+    if not known:
+        remedy = "this machine has no time zones at all: install the package tzdata"
+    yield (
+        "time_zone",
+        f'expected the IANA name of a zone, such as "Europe/Berlin", found {quote(table.time_zone)}: {remedy}',
+    )
 
 
 @rule(UpstreamTable, keys=("topic",))

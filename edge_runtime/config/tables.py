@@ -449,11 +449,16 @@ class TruthTable(Table, frozen=True, kw_only=True):
         remember: How many predictions of each model wait for their truth, and as many again of those that `publish` or
             `min_interval` withheld; 0 takes no truth at all.
         tolerance (s): How far the time of a truth that names key and time may be from that of its prediction.
+        time_unit: The unit of its times that are numbers.
+        time_zone: The zone of its times that are text without an offset, by its IANA name such as `Europe/Berlin`; UTC
+            if left out.
     """
 
     listen: Literal["auto", "on", "off"] = "auto"
     remember: Annotated[int, Meta(ge=0, le=100_000)] = 1_000
     tolerance: Seconds = 1.0
+    time_unit: Literal["s", "ms", "us", "ns"] = "s"
+    time_zone: Text | None = None
 
 
 class HttpTable(Table, frozen=True, kw_only=True):

@@ -4,6 +4,8 @@ Guarantee: lines that were synchronised before a power cut are read completely; 
 shorter number. The writer and all readers of such a folder share this definition.
 """
 
+import csv
+import io
 import os
 from pathlib import Path
 from typing import Literal
@@ -68,6 +70,13 @@ class About(msgspec.Struct, kw_only=True):
         """The columns of each part, in order."""
         names = [TIME, *([self.key] if self.key else []), *(each.name for each in self.channels)]
         return [*names, *([self.label] if self.label else [])]
+
+    @property
+    def header(self) -> bytes:
+        """The first line of each part. A name with a comma or quotes is quoted, as in the rows."""
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\n").writerow(self.columns)
+        return line.getvalue().encode()
 
 
 def is_recording(folder: Path) -> bool:
@@ -142,7 +151,6 @@ def number_of(part: Path) -> int:
 def joined(folder: Path) -> tuple[bytes, list[int]]:
     """All parts as one CSV file, and the number of rows of each session."""
     about = read_about(folder)
-    head = (",".join(about.columns) + "\n").encode()
     bodies: list[bytes] = []
     rows: list[int] = []
     for part in parts_of(folder):
@@ -151,4 +159,4 @@ def joined(folder: Path) -> tuple[bytes, list[int]]:
             rows.append(0)
         rows[-1] += body.count(b"\n")
         bodies.append(body)
-    return head + b"".join(bodies), rows
+    return about.header + b"".join(bodies), rows

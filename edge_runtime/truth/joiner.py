@@ -64,6 +64,8 @@ class TruthJoiner:
         self._withheld: dict[str, Remembered] = {}  # the same
         self._by_key: dict[str | None, list[tuple[float, str]]] = {}  # by time
         self._forgotten = Forgotten(FORGOTTEN_SHARE * most) if forgotten is None else forgotten
+        self._newest: dict[str, tuple[int, int]] = {}  # by key as in ids: the largest number of this start
+        self._identities = 0  # remembered predictions whose id is an identity of a reading
         self._horizon: dict[str | None, float] = {}  # by key: predictions up to this time were forgotten
 
     def __len__(self) -> int:
@@ -83,6 +85,11 @@ class TruthJoiner:
         kind = self._withheld if remembered.withheld else self._by_tail
         kind[tail] = remembered
         insort(self._by_key.setdefault(remembered.key, []), (remembered.time, tail))
+        number, start, key = _counted(tail)
+        if number is None:
+            self._identities += 1
+        elif start == self._start:
+            self._newest[key] = max(number, self._newest.get(key, number))
         while len(kind) > self._most:
             self._forget(next(iter(kind)), kind)
 
@@ -101,6 +108,17 @@ class TruthJoiner:
         """Whether this time is after every prediction of the key, so that its own prediction may still arrive."""
         known = self._by_key.get(key)
         return time > max(known[-1][0] if known else -math.inf, self._horizon.get(key, -math.inf))
+
+    def may_follow(self, tail: str) -> bool:
+        """Whether the prediction of this unknown id may still be made: `tail` is the id from the key on.
+
+        An id with a number may, if the number is above those of its key in this start. An identity of a reading may,
+        unless the known predictions show that readings bring none.
+        """
+        number, start, key = _counted(tail)
+        if number is None:
+            return self._identities > 0 or not len(self)
+        return start == self._start and number > self._newest.get(key, (0, 0))
 
     def distance(self, key: str | None, time: float) -> float | None:
         """Seconds from this time to the nearest remembered prediction of the key; None without one."""
@@ -139,10 +157,12 @@ class TruthJoiner:
 
     def _forget(self, tail: str, kind: dict[str, Remembered]) -> None:
         gone = kind.pop(tail)
+        self._identities -= _counted(tail)[0] is None
         times = self._by_key[gone.key]
         del times[bisect_left(times, (gone.time, tail))]
         if not times:
             del self._by_key[gone.key]
+            self._newest.pop("-" if gone.key is None else gone.key, None)
             if len(self._horizon) > self._most:
                 self._horizon.clear()  # too many keys: a late truth by key and time counts as unknown then
         self._horizon[gone.key] = max(gone.time, self._horizon.get(gone.key, -math.inf))
@@ -150,17 +170,15 @@ class TruthJoiner:
 
     def _is_of_an_earlier_time(self, tail: str) -> bool:
         """Whether an id with start and number is older than all remembered predictions."""
-        key, _, rest = tail.rpartition("/")
-        key, _, start = key.rpartition("/")
-        number, beside = _numbers(rest)
-        from_start = _whole(start)
-        if number is None or from_start is None or from_start > self._start or from_start < 1:
+        place, from_start, key = _counted(tail)
+        if place is None or from_start is None or from_start > self._start or from_start < 1:
             return False
         if from_start < self._start:
             return True
-        if beside is not None:
+        number, beside = place
+        if beside:
             head, _, first = next(iter(self._withheld), "").rpartition("/")
-            oldest = _numbers(first)[1] if head.endswith(f"/{self._start}") else None
+            oldest = (_numbers(first) or (0, None))[1] if head.endswith(f"/{self._start}") else None
             return oldest is not None and beside < oldest
         known = self._by_key.get(None if key == "-" else key, [])
         oldest = next((found for _, each in known if (found := self._number_of(each)) is not None), None)
@@ -172,13 +190,22 @@ class TruthJoiner:
         return _whole(number) if head.endswith(f"/{self._start}") else None
 
 
-def _numbers(text: str) -> tuple[int | None, int | None]:
-    """The numbers of an id: `17` for a published prediction, `17.3` for a withheld one after it."""
+def _counted(tail: str) -> tuple[tuple[int, int] | None, int | None, str]:
+    """The numbers, the start and the key of an id with a number; without numbers and start for an identity."""
+    head, _, rest = tail.rpartition("/")
+    key, slash, start = head.rpartition("/")
+    number = _numbers(rest)
+    from_start = _whole(start)
+    if not slash or number is None or from_start is None:
+        return None, None, tail.partition("/")[0]
+    return number, from_start, key
+
+
+def _numbers(text: str) -> tuple[int, int] | None:
+    """The numbers of an id: `17`, which is 17 and 0, for a published prediction, `17.3` for a withheld one after it."""
     number, dot, beside = text.partition(".")
-    if not dot:
-        return _whole(number), None
-    counted = _whole(beside)
-    return (None, None) if counted is None else (_whole(number), counted)
+    published, withheld = _whole(number), _whole(beside) if dot else 0
+    return None if published is None or withheld is None else (published, withheld)
 
 
 def _whole(text: str) -> int | None:

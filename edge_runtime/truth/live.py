@@ -125,14 +125,16 @@ class LiveTruth:
     # --- life -------------------------------------------------------------------------------------------------------
 
     def begin(self, models: Iterable[tuple[ModelTable, Model]]) -> None:
-        """From now on accept truth for exactly these models."""
-        self._take_early(math.inf)
-        before, self._models = self._models, {}
-        for table, model in models:
-            if model.manifest.task not in TASKS:
-                continue
-            self._models[table.name] = found = before.get(table.name) or self._new(table.name, model)
-            found.exchange(model)
+        """From now on accept truth for exactly these models; truth of an unchanged one goes on waiting."""
+        wanted = {table.name: model for table, model in models if model.manifest.task in TASKS}
+        for name, found in self._models.items():
+            if name not in wanted or found.digest != wanted[name].bundle.digest:
+                self._take_early(name, math.inf)
+        with self._lock:  # a request never sees a part of them
+            before = self._models
+            self._models = {name: before.get(name) or self._new(name, model) for name, model in wanted.items()}
+            for name, model in wanted.items():
+                self._models[name].exchange(model)
         self._publish_all()
 
     def memory(self, name: str) -> Memory | None:
@@ -145,7 +147,8 @@ class LiveTruth:
         found = self._models.get(config.name)
         if found is None:
             return
-        self._take_early(math.inf)
+        if found.digest != model.bundle.digest:
+            self._take_early(config.name, math.inf)
         with self._lock:
             was_silent = found.is_silent
             found.exchange(model)
@@ -173,7 +176,8 @@ class LiveTruth:
         """A clean stop: save everything."""
         if self._look is not None:
             self._look.cancel()
-        self._take_early(math.inf)
+        for name in self._models:
+            self._take_early(name, math.inf)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -199,22 +203,23 @@ class LiveTruth:
             self._loop.call_soon_threadsafe(lambda: self._note_taken(model, taken))
         return taken.outcome
 
-    def _take_early(self, now: float) -> None:
-        """Try again to join truth that arrived before its prediction."""
-        for model, known in self._models.items():
-            if not known.is_waited_for:
-                continue
-            with self._lock:
-                done = known.take_early(now)
-                for each in done:
-                    self._count(model, each.outcome)
-                self._is_unsaved = True
+    def _take_early(self, model: str, now: float) -> None:
+        """Try again to join truth of this model that arrived before its prediction."""
+        known = self._models[model]
+        if not known.is_waited_for:
+            return
+        with self._lock:
+            done = known.take_early(now)
             for each in done:
-                self._note_taken(model, each)
+                self._count(model, each.outcome)
+            self._is_unsaved = True
+        for each in done:
+            self._note_taken(model, each)
 
     def _look_again(self) -> None:
         self._look = None
-        self._take_early(self._loop.time())
+        for model in self._models:
+            self._take_early(model, self._loop.time())
         if any(known.is_waited_for for known in self._models.values()):
             self._look = self._loop.call_later(LOOK_S, self._look_again)
 

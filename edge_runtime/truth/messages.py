@@ -27,7 +27,7 @@ MOST_BYTES = 65_536
 _SHOWN = 60
 _NAMED = 12  # labels in a message
 _LARGEST = 3.4028234663852886e38  # of float32, the type of a model's values
-_TIMES = TimeReader()
+_UNIX_SECONDS = TimeReader()
 
 Reason = Literal["malformed", "unknown_label"]
 
@@ -49,8 +49,13 @@ class TruthMessage(NamedTuple):
     answer: Answer
 
 
-def read_truth(body: bytes, manifest: Manifest) -> TruthMessage:
+def read_truth(body: bytes, manifest: Manifest, times: TimeReader = _UNIX_SECONDS) -> TruthMessage:
     """Read one message.
+
+    Args:
+        body: the message.
+        manifest: of the model.
+        times: reads its time.
 
     Raises:
         TruthError: it is not a valid truth for this model.
@@ -76,7 +81,7 @@ def read_truth(body: bytes, manifest: Manifest) -> TruthMessage:
     if "time" not in document:
         raise TruthError("malformed", f"expected an id, or key and time, found {shown(sorted(document))}")
     try:
-        time = _TIMES.read_text(document["time"])
+        time = times.read_text(document["time"])
     except RejectedError as error:
         raise TruthError("malformed", f"time: {error.why or error.reason}") from None
     if time is None:

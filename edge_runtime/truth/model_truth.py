@@ -1,9 +1,10 @@
 """The truth of one model: predictions without truth, counts, and the handling of each truth that arrives.
 
-Guarantee: every truth is joined, waits, or is refused with a reason in a sentence of bounded length. Truth by key and
-time may arrive before its prediction, for example from a machine that publishes it with the reading: it waits for
-`WAIT_S`, then counts as unknown. Weak point: beyond `MOST_EARLY` waiting truths, a further one counts as unknown at
-once.
+Guarantee: every truth is joined, waits, or is refused with a reason in a sentence of bounded length. Truth may arrive
+before its prediction, for example from a machine that publishes it with the reading: it waits for `WAIT_S`, then counts
+as unknown. Truth by key and time that is later than every prediction of its key, but within `tolerance` of the last,
+waits for `NEAR_WAIT_S`: the prediction that it means may be the next one. Weak points: beyond `MOST_EARLY` waiting
+truths, a further one does not wait; a prediction that takes longer than these times is not waited for.
 """
 
 from array import array
@@ -18,6 +19,7 @@ from edge_runtime.bundle.manifest import Manifest
 from edge_runtime.bundle.model import Model
 from edge_runtime.bundle.uncertainty import chance_right
 from edge_runtime.config.tables import TruthTable
+from edge_runtime.stream.origin import TimeReader, zone_of
 from edge_runtime.truth.memory import Memory, Ring
 
 if TYPE_CHECKING:
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
 
 LEAST_ESTIMATED = 30  # windows: an estimate from fewer would be too noisy
 WAIT_S = 10.0
+NEAR_WAIT_S = 2.0
 MOST_EARLY = 1000  # truths of one model that wait for their prediction
+MOST_WAITING_CHARACTERS = 512  # of the id or key of such a truth; no prediction has longer ones
 
 
 class TruthOutcome(msgspec.Struct, frozen=True):
@@ -83,6 +87,7 @@ class ModelTruth:
         self._table = table
         self._start = start
         self._prefix = prefix
+        self._times = TimeReader(unit=table.time_unit, zone=zone_of(table.time_zone))
         self._joiner: TruthJoiner | None = None
         self._figures: TruthFigures | None = None
         self._early: deque[_Early] = deque()
@@ -151,33 +156,45 @@ class ModelTruth:
         from edge_runtime.truth.messages import TruthError, read_truth  # noqa: PLC0415 - with the first truth
 
         try:
-            truth = read_truth(body, self.manifest)
+            truth = read_truth(body, self.manifest, self._times)
         except TruthError as error:
             self.figures.note_refused(error.reason)
             return Taken(TruthOutcome(error.reason, str(error)))
-        joiner = self.joiner
-        if truth.id is None:
-            found = joiner.by_time(truth.key, truth.time)
-            if found == "unknown" and len(self._early) < MOST_EARLY and joiner.is_early(truth.key, truth.time):
-                self._early.append(_Early(truth, now + WAIT_S))
-                return Taken(TruthOutcome("waiting"))
-        elif truth.id.startswith(self._prefix):
-            found = joiner.by_id(truth.id.removeprefix(self._prefix))
-        else:
-            found = "unknown"
+        found = self._find(truth)
+        if self._may_wait(truth) and self._is_early(truth, found):
+            self._early.append(_Early(truth, now + (WAIT_S if found == "unknown" else NEAR_WAIT_S)))
+            return Taken(TruthOutcome("waiting"))
         return self._join(truth, found)
 
     def take_early(self, now: float) -> list[Taken]:
-        """Join the truths that arrived before their predictions; after `WAIT_S` they count as unknown."""
+        """Join the truths that arrived before their predictions, and end the wait of those that waited long enough."""
         early, self._early = self._early, deque()
         done = []
         for truth, until in early:
-            found = self.joiner.by_time(truth.key, truth.time)
-            if found == "unknown" and now < until:
+            found = self._find(truth)
+            if now < until and self._is_early(truth, found):
                 self._early.append(_Early(truth, until))
             else:
                 done.append(self._join(truth, found))
         return done
+
+    def _find(self, truth: "TruthMessage") -> "Remembered | Unmatched":
+        if truth.id is None:
+            return self.joiner.by_time(truth.key, truth.time)
+        if truth.id.startswith(self._prefix):
+            return self.joiner.by_id(truth.id.removeprefix(self._prefix))
+        return "unknown"
+
+    def _may_wait(self, truth: "TruthMessage") -> bool:
+        named = truth.id or truth.key or ""
+        return len(self._early) < MOST_EARLY and len(named) <= len(self._prefix) + MOST_WAITING_CHARACTERS
+
+    def _is_early(self, truth: "TruthMessage", found: "Remembered | Unmatched") -> bool:
+        """Whether the prediction that this truth means may still be made."""
+        if truth.id is None:
+            return self.joiner.is_early(truth.key, truth.time)
+        is_ours = truth.id.startswith(self._prefix)
+        return found == "unknown" and is_ours and self.joiner.may_follow(truth.id.removeprefix(self._prefix))
 
     def _join(self, truth: "TruthMessage", found: "Remembered | Unmatched") -> Taken:
         if isinstance(found, str):

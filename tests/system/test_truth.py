@@ -86,7 +86,7 @@ def test_truth_by_id_and_by_key_and_time_gives_live_accuracy(
     subscriber.publish(TRUTH, {"id": made[1]["id"], "label": _other(made[1]["label"])})
     subscriber.publish(TRUTH, {"id": old[0]["id"], "label": "low"})
     subscriber.publish(TRUTH, {"key": "a", "time": old[1]["time"], "label": "low"})
-    subscriber.publish(TRUTH, {"id": "room/comfort/a/no-such-id", "label": "low"})
+    subscriber.publish(TRUTH, {"id": "hall/comfort/a/no-such-id", "label": "low"})
     subscriber.publish(TRUTH, {"id": made[2]["id"], "label": "middling"})
     for body in ("{", "[]", json.dumps({"label": "low"})):
         subscriber.publish(TRUTH, body)

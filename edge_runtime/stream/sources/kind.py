@@ -273,25 +273,6 @@ def _identity_is_not_key(source: SourceTable) -> Iterator[Finding]:
         )
 
 
-@rule(SourceTable, keys=("time_zone",))
-def _time_zone(source: SourceTable) -> Iterator[Finding]:
-    if source.time_zone is None:
-        return
-    from zoneinfo import available_timezones  # noqa: PLC0415 - reads a folder: only where a zone is named
-
-    known = available_timezones()
-    if source.time_zone in known:
-        return
-    near = nearest(source.time_zone, sorted(known))
-    remedy = f"did you mean {near}?" if near else "write it as Region/City"
-    if not known:
-        remedy = "this machine has no time zones at all: install the package tzdata"
-    yield (
-        "time_zone",
-        f'expected the IANA name of a zone, such as "Europe/Berlin", found {quote(source.time_zone)}: {remedy}',
-    )
-
-
 @rule(FramedSourceTable, keys=("format", "fields", "identity"))
 def _identity_column(source: FramedSourceTable) -> Iterator[Finding]:
     columns = list(source.codec.columns)

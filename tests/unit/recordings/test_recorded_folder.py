@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 
 from edge_runtime.batch.run import PredictOptions, predict
+from edge_runtime.bringup.found_channels import finding
 from edge_runtime.bringup.part_writer import PartWriter
+from edge_runtime.bringup.recorded_rate import StreamRate, median_rate_hz
 from edge_runtime.bringup.recorder import Recorder
 from edge_runtime.config.load import load_config
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Batch
 from edge_runtime.recordings.folder import About, RecordedChannel, joined, read_about
+from edge_runtime.stream.codecs import Members
+from edge_runtime.stream.sources.kind import FramedSourceTable, as_kind
 from edge_runtime.stream.sources.replay import ReplaySource, ReplaySourceTable
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop
@@ -56,11 +60,14 @@ def _written(folder: Path, count: int, *, part_bytes: int = 100) -> None:
     """Readings in writes of three, and parts of some lines; it ends as a run does."""
     writer = PartWriter(folder, _about(), part_bytes)
     first = writer.about.readings
-    for number in range(first, first + count):
-        writer.add([float(number), "k", number / 3, "calm"])
-        if number % 3 == 2:
-            writer.flush()
-    writer.close(2.0)
+    try:
+        for number in range(first, first + count):
+            writer.add([float(number), "k", number / 3, "calm"])
+            if number % 3 == 2:
+                writer.flush()
+        writer.close(2.0)
+    finally:
+        writer._unlock()  # as the end of the process does
 
 
 def _numbers(folder: Path) -> list[int]:
@@ -95,6 +102,8 @@ def _failing_at(monkeypatch: pytest.MonkeyPatch, place: int, fault: Callable[[],
             if len(calls) == place + 1:
                 if name == "write":
                     real(words[0], bytes(words[1])[: len(words[1]) // 2])
+                elif name == "close":
+                    real(*words)  # as the end of a process does, and a close that reports an error
                 raise fault()
             return real(*words, **keys)
 
@@ -177,6 +186,7 @@ def test_a_torn_line_is_never_read_as_a_shorter_number(tmp_path: Path, torn: byt
     writer = PartWriter(folder, About(device="room", source="s", channels=[RecordedChannel("x")]))
     writer.add([0.0, 5.0])
     writer.flush()
+    writer._unlock()  # as the end of the process does
     (part,) = folder.glob("part-*")
     part.write_bytes(b"time,x\n" + b"1.0,2.5\n" * rows + torn)
     (folder / "part-000002.csv").write_bytes(b"tim")
@@ -281,3 +291,99 @@ def test_a_clock_that_steps_back_loses_no_reading(tmp_path: Path) -> None:
     batches = _replayed(tmp_path / "r", ("x", "y"))
     assert [time for batch in batches for time in batch.times] == times
     assert [row[0] for batch in batches for row in batch.values.tolist()] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+def test_a_channel_may_have_any_name_that_a_sensor_gives_it(tmp_path: Path) -> None:
+    """A comma, a blank, an accent and the word `key`: each is one column, which a replay finds under its name."""
+    names = ("a,b", "key", "n\u00e9 m", "c;d")
+    recorder = _recorder(tmp_path / "r", tmp_path)
+    recorder._channels = names
+    _record(recorder, [[1.0, 2.0, 3.0, 4.0]], ["k"], [1_700_000_000.0])
+    assert recorder._writer is not None
+    recorder._writer.close(1.0)
+    assert read_about(tmp_path / "r").key == "_key", "the channel `key` keeps its name"
+    (batch,) = _replayed(tmp_path / "r", names)
+    assert batch.values.tolist() == [[1.0, 2.0, 3.0, 4.0]]
+    assert batch.keys == ["k"]
+    (only,) = _replayed(tmp_path / "r", ("c;d", "a,b"))
+    assert only.values.tolist() == [[4.0, 1.0]]
+
+
+def test_a_key_with_a_line_break_is_counted_and_not_recorded(tmp_path: Path) -> None:
+    """A line of such a reading that a power cut tears could not be told from a whole one."""
+    recorder = _recorder(tmp_path / "r", tmp_path)
+    _record(recorder, [[1.0, 2.0], [3.0, 4.0]], ["two\nlines", "one"], [1.0, 2.0])
+    assert recorder._writer is not None
+    recorder._writer.close(1.0)
+    assert recorder.counters.rejected == {"bad_key": 1}
+    assert joined(tmp_path / "r")[0].splitlines()[1:] == [b"2.0,one,3.0,4.0"]
+
+
+def test_one_process_records_into_a_folder(tmp_path: Path) -> None:
+    """A second one would take the same part numbers: it is refused in a sentence, and the first goes on."""
+    first = PartWriter(tmp_path / "r", _about())
+    first.add([1.0, "k", 0.5, "calm"])
+    first.flush()
+    with pytest.raises(CommandError, match="found one that another process records into"):
+        PartWriter(tmp_path / "r", _about())
+    first.add([2.0, "k", 0.5, "calm"])
+    first.close(3.0)
+    assert _numbers(tmp_path / "r") == [1, 2]
+    PartWriter(tmp_path / "r", _about()).close(4.0)
+
+
+def test_units_of_the_device_file_are_in_the_recording(tmp_path: Path) -> None:
+    """Those under `[source.channels]`; a channel without one has an empty unit."""
+    places = '[source.channels]\npower = { path = "P", unit = "W" }\ndoor = { path = "d" }\n[upstream]'
+    text = DEVICE.replace('fields = ["x", "y"]\nformat = "csv"', 'format = "json"').replace("[upstream]", places)
+    (tmp_path / "device.toml").write_text(text)
+    config = load_config(tmp_path / "device.toml", needs_models=False)
+    recorder = Recorder(config, config.source[0], tmp_path / "r", label=None, channels=None, loop=Loop())
+    _record(recorder, [[1.0, 2.0]], ["k"], [1.0])
+    assert recorder.about is not None
+    assert recorder.about.channels == [RecordedChannel("power", "W"), RecordedChannel("door")]
+
+
+def test_members_that_become_no_channel_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Those that the first message lacked, and those whose name no column can have; each is named once in the log."""
+    (tmp_path / "device.toml").write_text(DEVICE.replace('fields = ["x", "y"]\nformat = "csv"', 'format = "json"'))
+    source = load_config(tmp_path / "device.toml", needs_models=False).source[0]
+    framed = as_kind(source)
+    assert isinstance(framed, FramedSourceTable)
+    found: list[tuple[str, ...]] = []
+    decoder = finding(framed, found.append).codec.decoder(Members(()), None)
+    counters = Counters()
+    first = decoder.decode([b'{"x": 1, "q\\"": 2, "room": "n", "seq": 4}'], counters)
+    assert found == [("x",)]
+    assert first.values.tolist() == [[1.0]]
+    assert counters.counts["unknown_member"] == 1
+    later = decoder.decode([b'{"x": 2, "y": 3}', b'{"x": 3, "y": 4}', b'{"x": 4, "room": "s"}'], counters)
+    assert later.values.tolist() == [[2.0], [3.0], [4.0]]
+    assert counters.counts["unknown_member"] == 3
+    assert [getattr(each, "fields", {}).get("member") for each in caplog.records] == ['q"', "y"]
+
+
+@pytest.mark.parametrize(
+    ("times", "rate"),
+    [
+        ([0.0], None),
+        ([0.0, 0.5], None),
+        ([number / 8 for number in range(50)], 8.0),
+        ([number // 5 / 2 for number in range(101)], 10.0),  # five at a time, twice a second
+        (
+            [number / 4 for number in range(40)] + [1.7e9 + number / 4 for number in range(40)],
+            4.0,
+        ),  # a clock that is set
+        ([1.7e9 + number / 4 for number in range(40)] + [number / 4 for number in range(40)], 4.0),  # and set back
+        ([float(number) for number in range(100)] + [90_000.0 + number for number in range(100)], 1.0),  # off at night
+        ([5.0] * 10, None),
+    ],
+)
+def test_the_rate_of_a_recording_leaves_out_steps_of_the_clock_and_pauses(
+    times: list[float], rate: float | None
+) -> None:
+    """The mean of the other steps; bursts count as what they bring."""
+    stream = StreamRate()
+    for each in times:
+        stream.note(each)
+    assert median_rate_hz([stream]) == rate
