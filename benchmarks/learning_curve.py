@@ -178,9 +178,9 @@ def report(curves: Sequence[Curve]) -> str:
 PAGE = """# Captured windows beside random ones
 
 Is a label on a window that the device kept worth more than one on a window by chance? For each of 20 seeds a first
-model is trained on few windows; a pool of further windows then passes in order, of which `uncertain = 0.5` keeps some.
-The first N of these are labelled, or N of the whole pool by chance, and a second model is trained with them. Both are
-judged on test data that neither has seen.
+model is trained on few windows. A pool of further windows then passes in order, and `uncertain = 0.5` keeps some of it.
+One second model is trained with labels on the first N of the kept windows, another with labels on N windows of the pool
+by chance. Both are judged on test data that neither has seen.
 
 | data | first model | labels | captured | random | half of each | captured less random (95 %) | better : worse |
 |---|---|---|---|---|---|---|---|
@@ -189,10 +189,12 @@ ROWS
 The rule kept of the pool: KEPT.
 
 An interval that holds zero shows no difference. On none of the three are the captured windows shown to be better than
-random ones, and on the press, whose world changed, they are worse: the model is sure and wrong there, which `uncertain`
-cannot see, the first windows that it keeps are neighbours in time, and most have one label. Half of each is close to
-random there. So keep a share by chance (`random`) beside `uncertain`; it is also the only part that estimates the
-accuracy. `labels` and alarms of drift, which this does not measure, are for states that chance seldom meets.
+random ones. On the press, whose world changed, they are worse, for three reasons. The model is sure and wrong there,
+which `uncertain` cannot see. The first windows that it keeps are neighbours in time. Most of them have one label.
+
+Half of each is close to random there. So keep a share by chance (`random`) beside `uncertain`. It is also the only part
+that estimates the accuracy. `labels` and alarms of drift are for states that chance seldom meets, and are not measured
+here.
 
 Made by `python -m benchmarks.learning_curve DATA --page docs/learning-curve.md`.
 """
