@@ -88,7 +88,7 @@ def merge(folders: Sequence[Path], model: str | None = None) -> Merge:
     for folder in folders:
         found = read_captures(folder)
         for path, count in found.damaged.items():
-            notes.append(f"{path}: {count} bytes at its end are no whole capture, and are left out")
+            notes.append(f"{path}: {count} bytes of it are no whole capture, and are left out")
         for window in found.windows:
             if model is not None and window.facts.model != model:
                 counts["of other models"] += 1

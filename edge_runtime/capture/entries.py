@@ -8,7 +8,8 @@
 An entry is the facts of a bundle (`BundleFacts`), a captured window (`Captured`), or a label that arrived later
 (`Labelled`). Each file has the facts once, before the first window that refers to them, so that every file can be read
 by itself. Guarantee: an entry that a kill or a power cut left incomplete is detected by its length or its checksum, and
-never read as a window.
+never read as a window. An entry with a wrong checksum between good ones is left out; those behind it are read, up to
+the next facts of a bundle, whose number would then be uncertain. Weak point: nothing is read behind a damaged length.
 """
 
 import math
@@ -132,11 +133,13 @@ class ReadEntries(NamedTuple):
 
     Attributes:
         entries: the complete ones, in order.
-        whole: the size in bytes of the file's head and the complete entries.
+        whole: the size in bytes of the file up to the last complete entry.
+        damaged: bytes before that which are no entry.
     """
 
     entries: list[Entry]
     whole: int
+    damaged: int = 0
 
 
 def pack(entry: Entry) -> bytes:
@@ -146,36 +149,47 @@ def pack(entry: Entry) -> bytes:
 
 
 def read(data: bytes) -> ReadEntries:
-    """Every complete entry before the first incomplete one; none if this is no capture file."""
+    """Every complete entry but those behind a damaged length; none if this is no capture file."""
     if not data.startswith(MAGIC):
         return ReadEntries([], 0)
     entries: list[Entry] = []
     sizes: list[int] = []  # of a window in bytes, for each of the facts so far
-    whole = len(MAGIC)
+    whole, damaged = len(MAGIC), 0
     for body, end in _bodies(data):
+        if body is None:
+            damaged += end - whole
+            whole = end
+            continue
         try:
             entry = _decoder.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             break
         if isinstance(entry, BundleFacts):
-            if any(extent < 1 for extent in entry.shape):
+            if damaged or any(extent < 1 for extent in entry.shape):
                 break
             sizes.append(4 * math.prod(entry.shape))
         elif isinstance(entry, Captured) and not _fits(entry, sizes):
             break
         entries.append(entry)
         whole = end
-    return ReadEntries(entries, whole)
+    return ReadEntries(entries, whole, damaged)
 
 
-def _bodies(data: bytes) -> Iterator[tuple[bytes, int]]:
-    place = len(MAGIC)
+def _bodies(data: bytes) -> Iterator[tuple[bytes | None, int]]:
+    """The body of each entry, and the end of it; None for a damaged one with a good one behind it."""
+    place, skipped = len(MAGIC), 0
     while len(data) - place >= HEAD_BYTES:
         length, checksum = (int.from_bytes(data[at : at + 4], "little") for at in (place, place + 4))
         body = data[place + HEAD_BYTES : place + HEAD_BYTES + length]
-        if len(body) < length or zlib.crc32(body) != checksum:
+        if not length or len(body) < length:  # an empty entry is a place that was never written
             return
-        place += HEAD_BYTES + length
+        start, place = place, place + HEAD_BYTES + length
+        if zlib.crc32(body) != checksum:
+            skipped = skipped or start
+            continue
+        if skipped:
+            yield None, start
+            skipped = 0
         yield body, place
 
 

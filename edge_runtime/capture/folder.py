@@ -64,8 +64,8 @@ def read_captures(folder: Path) -> FoundCaptures:
         if data and not data.startswith(MAGIC) and not MAGIC.startswith(data):
             raise CommandError(f"{path}: expected a file of captures, found another kind, or one of a later release")
         whole = read(data)
-        if whole.whole < len(data):
-            found.damaged[path] = len(data) - whole.whole
+        if lost := len(data) - whole.whole + whole.damaged:
+            found.damaged[path] = lost
         found.windows.extend(_with_facts(path, whole.entries))
         found.labels.extend(entry for entry in whole.entries if isinstance(entry, Labelled))
     return found

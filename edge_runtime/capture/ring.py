@@ -185,6 +185,8 @@ class CaptureRing:
         if found.whole < len(data):
             os.truncate(newest.path, found.whole)
             newest.size = found.whole
+        if found.damaged:
+            return  # behind damage no further facts could be read: the next entry begins a file
         self._facts = [entry for entry in found.entries if isinstance(entry, BundleFacts)]
         self._facts_on_disk = len(self._facts)
         self._handle = os.open(newest.path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -7,7 +7,7 @@ document, which may be old.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -17,6 +17,10 @@ from edge_runtime.truth.figures import CELLS, TruthSums, summed
 
 HEADER = ("DEVICE", "MODEL", "VERSION", "N", "RIGHT", "95 %", "ESTIMATED", "UNMATCHED", "DRIFT")
 _DRIFT = {"alarm": 2, "watch": 1, "ok": 0}  # the worst one counts
+
+
+Number = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class TargetErrors(msgspec.Struct, frozen=True):
@@ -30,17 +34,17 @@ class AccuracyDocument(msgspec.Struct, frozen=True):
     """A device's document of one model, with the members that are used here."""
 
     version: str = ""
-    n: int = 0
-    accuracy: float | None = None
-    interval: tuple[float, float] | None = None
-    confusion: dict[str, dict[str, int]] = {}
+    n: Number = 0
+    accuracy: Share | None = None
+    interval: tuple[Share, Share] | None = None
+    confusion: dict[str, dict[str, Number]] = {}
     errors: dict[str, TargetErrors] = {}
-    labels: dict[str, dict[str, int]] = {}
-    right: int = 0
-    withheld: int = 0
-    estimated: float | None = None
-    estimated_over: int = 0
-    unmatched: dict[str, int] = {}
+    labels: dict[str, dict[str, Number]] = {}
+    right: Number = 0
+    withheld: Number = 0
+    estimated: Share | None = None
+    estimated_over: Number = 0
+    unmatched: dict[str, Number] = {}
 
 
 def read_documents(found: Mapping[str, Any]) -> dict[str, AccuracyDocument]:
@@ -48,9 +52,11 @@ def read_documents(found: Mapping[str, Any]) -> dict[str, AccuracyDocument]:
     documents = {}
     for model, document in found.items():
         try:
-            documents[model] = msgspec.convert(document, AccuracyDocument)
+            read = msgspec.convert(document, AccuracyDocument)
         except msgspec.ValidationError:
             continue
+        if read.right <= read.n:
+            documents[model] = read
     return documents
 
 
@@ -116,7 +122,7 @@ def lines_of(rows: Sequence[OverviewRow]) -> list[list[str]]:
 
 def confusion_lines(total: Mapping[str, Any]) -> list[str]:
     """The confusion of one model over all devices, or of each of its labels; nothing for a regression."""
-    if total.get("labels"):
+    if total.get("hamming") is not None:
         return _label_lines(total)
     confusion: dict[str, dict[str, int]] = total["confusion"]
     names = sorted(confusion.keys() | {predicted for row in confusion.values() for predicted in row})

@@ -158,7 +158,7 @@ def test_a_torn_end_is_named_and_the_rest_is_taken(tmp_path: Path, capsys: pytes
     part = next(folder.glob("part-*"))
     part.write_bytes(part.read_bytes()[:-10])
     assert len(_made(tmp_path, folder)["x"]) == 4
-    assert "bytes at its end are no whole capture" in capsys.readouterr().err
+    assert "bytes of it are no whole capture" in capsys.readouterr().err
 
 
 def _recording(folder: Path, rows: list[tuple[float, str, str]], channels: tuple[str, ...] = ("a", "b")) -> Path:

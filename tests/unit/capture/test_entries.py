@@ -57,8 +57,8 @@ def test_a_file_that_ends_anywhere_gives_its_whole_entries() -> None:
 
 
 @pytest.mark.parametrize("place", range(0, 700, 23))
-def test_a_byte_that_changed_ends_the_reading_before_its_entry(place: int) -> None:
-    """The checksum covers every byte of an entry."""
+def test_a_byte_that_changed_costs_its_entry_alone(place: int) -> None:
+    """The checksum covers every byte; behind a damaged length nothing is read, and without its facts no window."""
     packed = [pack(entry) for entry in ENTRIES]
     data = bytearray(MAGIC + b"".join(packed))
     place %= len(data)
@@ -68,7 +68,34 @@ def test_a_byte_that_changed_ends_the_reading_before_its_entry(place: int) -> No
     while kept < len(packed) and end + len(packed[kept]) <= place:
         end += len(packed[kept])
         kept += 1
-    assert read(bytes(data)).entries == (ENTRIES[:kept] if place >= len(MAGIC) else [])
+    found = read(bytes(data))
+    is_last, in_length = kept == len(packed) - 1, place - end < 4
+    if place < len(MAGIC) or kept == 0:
+        assert found.entries == []
+    elif in_length or is_last:
+        assert (found.entries, found.whole, found.damaged) == (ENTRIES[:kept], end, 0)
+    else:
+        assert (found.entries, found.damaged) == (ENTRIES[:kept] + ENTRIES[kept + 1 :], len(packed[kept]))
+        assert found.whole == len(data)
+
+
+def test_behind_damage_no_facts_are_read() -> None:
+    """Had the damaged entry been facts, the number of the next ones would be another."""
+    other = msgspec.structs.replace(FACTS, version="2.0.0")
+    packed = [pack(entry) for entry in (FACTS, other, _captured(1), _captured(2, bundle=1), other, _captured(3))]
+    packed[1] = packed[1][:20] + b"?" + packed[1][21:]
+    assert read(MAGIC + b"".join(packed)).entries == [FACTS, _captured(1)]
+    packed = [pack(entry) for entry in (FACTS, _captured(1), _captured(2), other, _captured(3, bundle=1))]
+    packed[1] = packed[1][:20] + b"?" + packed[1][21:]
+    assert read(MAGIC + b"".join(packed)).entries == [FACTS, _captured(2)]
+
+
+@pytest.mark.parametrize("length", [0, 7, 8, 64, 5000])
+def test_a_place_that_was_never_written_is_no_entry(length: int) -> None:
+    """What a power cut may leave: zeros at the end of the file."""
+    data = MAGIC + b"".join(pack(entry) for entry in ENTRIES)
+    found = read(data + bytes(length))
+    assert (found.entries, found.whole, found.damaged) == (ENTRIES, len(data), 0)
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,24 @@ def test_a_daemon_that_starts_again_goes_on_behind_the_last_whole_entry(tmp_path
     assert len(list(folder.glob("part-*"))) == 1
 
 
+def test_a_daemon_that_starts_again_adds_nothing_behind_damage(tmp_path: Path) -> None:
+    """A card that has changed a byte of a window costs this window; the next one begins a file, with its facts."""
+    ring = _opened(tmp_path / "c", 100_000)
+    ring.write([_item(number) for number in range(5)])
+    ring.close()
+    (part,) = (tmp_path / "c").glob("part-*")
+    data = bytearray(part.read_bytes())
+    data[data.index(b"/1", len(data) // 2)] ^= 0x10
+    part.write_bytes(data)
+    ring = _opened(tmp_path / "c", 100_000)
+    ring.write([_item(5)])
+    ring.close()
+    found = _numbers(tmp_path / "c")
+    assert len(found) == 5
+    assert found[-1] == 5
+    assert len(list((tmp_path / "c").glob("part-*"))) == 2
+
+
 def test_a_smaller_budget_takes_effect_at_the_start(tmp_path: Path) -> None:
     """The oldest go."""
     ring = _opened(tmp_path / "c", 40_000)

@@ -95,11 +95,21 @@ def test_several_labels_have_their_four_cells_each() -> None:
 
 @pytest.mark.parametrize(
     "strange",
-    [None, [], "x", {"n": "many"}, {"confusion": {"a": 3}}, {"errors": {"t": {}}}, {"interval": [1]}, {"labels": []}],
+    [
+        *(None, [], "x", {"n": "many"}, {"confusion": {"a": 3}}, {"errors": {"t": {}}}, {"interval": [1]}),
+        *({"labels": []}, {"n": -1}, {"confusion": {"a": {"a": 5, "b": -3}}}, {"estimated": 1e308}),
+        {"n": 1, "right": 2, "labels": {"a": {"hit": 1}}},
+    ],
 )
 def test_a_document_that_is_none_of_ours_is_left_out(strange: Any) -> None:
     """Whoever may publish on the topic must not end the command."""
     assert in_sum([OverviewRow(name="a", accuracy={"m": strange})]) == []
+
+
+def test_labels_that_were_never_judged_have_no_share() -> None:
+    """A device may publish a label without any count: there is nothing to show."""
+    (total,) = in_sum([OverviewRow(name="a", accuracy={"m": {"n": 0, "labels": {"hot": {}}}})])
+    assert (total["hamming"], confusion_lines(total)) == (None, [])
 
 
 @pytest.mark.parametrize("models", [None, [], {"m": None}, {"m": {"drift": 3}}, {"m": {"drift": None, "version": 1}}])
