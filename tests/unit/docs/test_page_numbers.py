@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from converter import reference
+from edge_runtime.bringup import part_writer, recorder
 from edge_runtime.capture import captures, requests, tap
 from edge_runtime.config.tables import TruthTable
 from edge_runtime.delivery import home_assistant, outbox
@@ -44,7 +45,7 @@ NUMBERS = [
     ("captures", "the next 16 windows of the keys", tap.ALARM_WINDOWS, 16),
     ("captures", "for a day at the most", requests.LASTS_S, 86_400),
     ("captures", "once in ten seconds, or when 256 KB wait", (captures.WRITE_S, captures.WRITE_BYTES), (10, 256 * KIB)),
-    ("captures", "at most 1 MB waits in memory", captures.MOST_WAITING_BYTES, MIB),
+    ("captures", "At most 1 MB waits in memory", captures.MOST_WAITING_BYTES, MIB),
     ("captures", "stay in memory (1 MB)", tap.RECENT_BYTES, MIB),
     ("drift", "The first 256 keys are watched", monitor.MOST_STREAMS, 256),
     (
@@ -108,6 +109,10 @@ NUMBERS = [
     ),
     ("truth", "at most `tolerance` (1 s) away", TruthTable().tolerance, 1),
     ("truth", "it waits for 10 seconds, and counts as `unknown`", model_truth.WAIT_S, 10),
+    ("truth", "within `tolerance` of it, waits for 2 seconds", model_truth.NEAR_WAIT_S, 2),
+    ("truth", "At most 1,000 truths of each model wait", model_truth.MOST_EARLY, 1000),
+    ("bringup", "written and synchronised twice a second", part_writer.WRITE_S, 0.5),
+    ("bringup", "Once a second the terminal shows", recorder.SHOW_S, 1.0),
     ("truth", "wait for their truth, 1,000 by default", TruthTable().remember, 1000),
 ]  # fmt: skip
 
