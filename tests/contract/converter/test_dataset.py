@@ -260,7 +260,7 @@ def test_a_model_is_built_from_captures_as_they_are(tmp_path: Path) -> None:
 def test_a_model_of_several_labels_is_built_from_captures_with_their_truth(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The truth that a device took is a column a label; the page, which has one label a window, refuses them."""
+    """The truth that a device took is a column a label; a person's answer for a window replaces it."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 2, 2)).astype(np.float32)
     truth = np.stack([x[:, 0, 0] > 0, x[:, 1, 1] > 0.3], axis=1).astype(float)
@@ -290,8 +290,14 @@ def test_a_model_of_several_labels_is_built_from_captures_with_their_truth(
     assert main([*words, "--quantize", "none", "-o", str(tmp_path / "m.onnx")]) == 0
     assert manifest_of(tmp_path / "m.onnx").output.labels == ("hot", "wet")
     capsys.readouterr()
-    assert main(["label", str(folder), "--no-browser"]) == 1
-    assert "expected windows with one label each, found a model of several" in capsys.readouterr().err
+    assert main(["label", str(folder), "--no-browser", "--labels", "hot"]) == 1
+    assert "--labels: expected none, since the model names hot, wet itself" in capsys.readouterr().err
+    other = {"hot": 1.0 - float(truth[7, 0]), "wet": float(truth[7, 1])}
+    LabelFile(folder).add(Decision(id=ids[7], values=other, time=3.0))
+    again = _made(tmp_path, folder)
+    changed = truth.copy()
+    changed[7] = list(other.values())
+    assert again["y"].tolist() == changed[[ids.index(each) for each in again["id"].tolist()]].tolist()
 
 
 def test_captures_of_other_channels_build_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
