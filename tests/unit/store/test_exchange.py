@@ -323,6 +323,7 @@ def test_the_reason_of_an_earlier_failure_ends_with_the_next_exchange(device: De
     device.store.faults["open"] = BundleError("bad")
     device.look()
     assert device.exchange.standing(device.pipeline)[1] is not None
+    assert device.changes == 1  # the same slot as before, and a reason to publish
     device.store.faults.clear()
     device.look()
     device.store.decide(_slot("1.2.0", "probation"))
@@ -559,6 +560,16 @@ def test_a_bundle_that_was_loaded_when_the_stop_came_is_paused() -> None:
     other.exchange.end()
     other.work()
     assert (other.handed, other.store.calls("pause")) == ([], [])
+
+
+def test_a_stop_while_the_store_is_asked_asks_nothing_more() -> None:
+    """A bundle that is being confirmed is not paused as well."""
+    device = _on_probation()
+    device.did(100)
+    device.loop.advance(1.0)
+    device.exchange.end()
+    device.work()
+    assert (len(device.store.calls("confirm")), device.store.calls("pause")) == (1, [])
 
 
 def test_a_pipeline_that_is_forgotten_is_not_followed(device: Device) -> None:
