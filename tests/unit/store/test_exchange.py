@@ -191,10 +191,11 @@ class Device:
         while self.thread.work():
             self.loop.settle()
 
-    def look(self, seconds: float = 1.0) -> None:
-        """Let so much time pass."""
-        self.loop.advance(seconds)
-        self.work()
+    def look(self, seconds: int = 1) -> None:
+        """Let so many seconds pass, with the threads at work after each."""
+        for _ in range(seconds):
+            self.loop.advance(1.0)
+            self.work()
 
     @property
     def version(self) -> str:
@@ -429,7 +430,7 @@ def test_a_bundle_that_serves_well_is_confirmed() -> None:
     assert device.store.calls("confirm") == [("confirm", "digest-1.1.0")]
     assert device.exchange.standing(device.pipeline) == ("active", None)
     assert device.changes == 1
-    device.look(5.0)
+    device.look(5)
     assert (device.changes, len(device.store.calls("confirm")), len(device.handed)) == (1, 1, 1)
 
 
@@ -437,9 +438,9 @@ def test_the_time_of_a_probation_begins_with_the_first_window() -> None:
     """Ten minutes from the hand-over, not from the start of the daemon."""
     device = _on_probation()
     device.did(1)
-    device.look(599.0)
+    device.look(599)
     assert device.store.calls("confirm") == []
-    device.look(2.0)
+    device.look(2)
     assert len(device.store.calls("confirm")) == 1
 
 
@@ -464,7 +465,7 @@ def test_the_only_bundle_stays_and_is_not_judged_again() -> None:
     assert len(device.store.calls("fail")) == 1
     assert device.version == "1.1.0"
     device.did(1000, 30)
-    device.look(5.0)
+    device.look(5)
     assert (len(device.store.calls("fail")), device.store.calls("confirm")) == (1, [])
 
 
@@ -486,7 +487,7 @@ def test_a_bundle_that_was_replaced_is_not_confirmed() -> None:
 def test_a_proven_bundle_is_not_judged(device: Device) -> None:
     """Whatever it does afterwards, it is an operator's matter."""
     device.did(0, 100)
-    device.look(5.0)
+    device.look(5)
     assert device.store.calls("fail") == []
 
 
@@ -517,7 +518,7 @@ def test_memory_and_scores_of_the_one_before_are_compared(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(module, "Growth", Noted)
     device.store.decide(_slot("1.1.0", "probation"))
-    device.look(1.0)
+    device.look(1)
     probation = device.exchange._watched[0].probation
     assert made == ["1.0.0"]
     assert isinstance(probation.growth, Noted)
@@ -536,7 +537,8 @@ def test_a_clean_stop_is_recorded_for_a_bundle_on_probation() -> None:
     device.work()
     assert device.exchange.is_idle
     assert device.store.calls("pause") == [("pause", "digest-1.1.0")]
-    device.look(10.0)
+    device.did(100)
+    device.look(10)
     assert device.store.calls("confirm") == []
     proven = _device().start()
     proven.exchange.end()
@@ -582,7 +584,7 @@ def test_a_pipeline_that_is_forgotten_is_not_followed(device: Device) -> None:
     assert not device.exchange.watches(device.pipeline)
     assert device.handed == []
     assert device.exchange.standing(device.pipeline) == ("active", None)
-    device.look(5.0)
+    device.look(5)
     assert device.thread.asked == type(device.thread.asked)()
 
 
@@ -708,6 +710,19 @@ def test_a_shadow_starts_anew_beside_another_bundle() -> None:
     assert len(FakeShadow.made) == 2
     assert second.stopped
     assert cast("Any", device.pipeline).listener is None
+
+
+def test_a_shadow_starts_anew_at_once_where_its_model_goes_back() -> None:
+    """Not with the next look at the store: the windows until then would be counted to the wrong model."""
+    device = _on_probation()
+    device.store.beside = _slot("2.0.0", "staged")
+    device.store.decide(device.store.now)
+    device.look()
+    device.store.failed_over_to = _slot("1.0.0", "active")
+    device.did(2, 3)
+    device.look()
+    assert device.version == "1.0.0"
+    assert [(each.active.version, each.stopped) for each in FakeShadow.made] == [("1.1.0", True), ("1.0.0", False)]
 
 
 def test_the_end_of_a_shadow_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
