@@ -295,7 +295,11 @@ class Seen:
         self.note_message(topic, digest, receipt, link, with_topic=False)
         if not repeated:
             return False
-        if earlier is None or earlier.mark != receipt.mark:
+        if earlier is not None and earlier.mark != receipt.mark:
+            if not earlier.is_released:  # it comes under another number, after this one
+                self._messages.put(-receipt.number, earlier)
+            earlier = None
+        if earlier is None:
             earlier = self._owed_like(receipt)
         if earlier is None:
             return False

@@ -668,6 +668,22 @@ def test_a_broker_that_numbers_anew_on_each_link_owes_one_message_still() -> Non
     assert bench.deliver(b"same", number=92, dup=True) == [None]
 
 
+def test_a_new_number_that_another_owed_message_had_before_hides_neither() -> None:
+    """Packet ids begin anew at 1 after 65,535: the older message comes again under the number of the newer one."""
+    bench = _Bench()
+    older, newer = bench.receipt(1), bench.receipt(2)
+    for receipt, number, content in ((older, 65_535, b"older"), (newer, 1, b"newer")):
+        receipt.number = number
+        assert bench.deliver(content, receipt=receipt) == [None]
+    bench.link += 1
+    again = [Receipt(lambda: bench.acknowledged.append(3), 1), Receipt(lambda: bench.acknowledged.append(4), 2)]
+    assert bench.deliver(b"older", dup=True, receipt=again[0]) is None
+    assert bench.deliver(b"newer", dup=True, receipt=again[1]) is None
+    for receipt in (*again, older, newer):
+        receipt.release()
+    assert bench.acknowledged == [1, 3, 2, 4]
+
+
 def test_two_sources_of_one_topic_know_the_same_message() -> None:
     """They share its receipt, and each skips the repeat."""
     one, other = _Bench(), _Bench()
