@@ -77,6 +77,12 @@ def publish(head: bytes, payload: bytes, packet_id: int, *, retain: bool, proper
     return b"".join((begin, head, identifier, properties, payload))
 
 
+def publish_size(head: bytes, payload_bytes: int, *, is_v5: bool) -> int:
+    """The bytes of a PUBLISH of QoS 1 without properties."""
+    size = len(head) + 2 + is_v5 + payload_bytes
+    return 1 + len(_length(size)) + size
+
+
 def puback(packet_id: int) -> bytes:
     """A PUBACK of success, the same in both versions."""
     return b"\x40\x02" + packet_id.to_bytes(2, "big")

@@ -44,8 +44,6 @@ MOST_OWED_BY_WINDOWS = 65_000
 MOST_AT_ONCE = 256  # messages in one delivery to the handlers
 GOODBYE_TIMEOUT_S = 2.0
 
-_FIXED_BYTES = 1 + 4 + 2 + 1  # of a PUBLISH beside topic and payload: header, length, packet id, no properties
-
 TopicHeads = hot_packets.TopicHeads
 _NUMBERS = itertools.count(1)
 _log = get_logger("mqtt")
@@ -202,7 +200,7 @@ class HotPath:
             head = self._heads[topic]
         except ValueError as error:
             return str(error)
-        whole = size + len(head) + _FIXED_BYTES
+        whole = hot_packets.publish_size(head, size, is_v5=self._is_v5)
         if whole > min(self.grant.bytes, hot_packets.MOST_BYTES):
             return f"the broker takes at most {self.grant.bytes} bytes, found {whole}"
         return None

@@ -513,6 +513,21 @@ def test_pauses_between_attempts_grow_with_jitter_up_to_the_limit(make_client: M
     assert len(set(pauses[-20:])) > 10
 
 
+@pytest.mark.parametrize(
+    ("lasted_s", "attempts"), [(connection_module.STABLE_S, 1), (connection_module.STABLE_S - 5, 6)]
+)
+def test_a_link_that_lasted_half_a_minute_resets_the_pause_and_a_shorter_one_does_not(
+    lasted_s: float, attempts: int, mosquitto: Mosquitto, make_client: MakeClient
+) -> None:
+    """The fifth attempt succeeded; how long until the next one depends on how long that link held."""
+    client = make_client(mosquitto.url, reconnect_min=60.0, reconnect_max=3600.0).up()
+    client.connection._attempts = 5
+    client.connection._connected_at = client.loop.time() - lasted_s
+    client.path.wrapped._wrapped.shutdown(socket.SHUT_RDWR)
+    client.until(lambda: not client.connection.connected, "the loss to be noticed")
+    assert client.connection._attempts == attempts
+
+
 def test_the_receipt_of_an_old_connection_acknowledges_nothing_on_a_new_one(
     make_mosquitto: MakeBroker, make_client: MakeClient, make_subscriber: MakeSubscriber
 ) -> None:

@@ -326,3 +326,12 @@ def test_the_encoded_topics_that_are_kept_have_a_bound() -> None:
     assert most == 10_000
     with pytest.raises(ValueError, match="expected a topic"):
         heads["#"]
+
+
+@pytest.mark.parametrize("is_v5", [False, True])
+@pytest.mark.parametrize("size", [0, 1, 116, 117, 118, 16_000, 16_371, 16_372, 16_373, 2_097_100])
+def test_the_size_of_a_packet_is_known_before_it_is_made(size: int, is_v5: bool) -> None:
+    """To the byte, whatever length its length needs."""
+    head = hot_packets.topic_head("edge/m/a")
+    made = hot_packets.publish(head, bytes(size), 1024, retain=False, properties=b"\0" if is_v5 else b"")
+    assert hot_packets.publish_size(head, size, is_v5=is_v5) == len(made)

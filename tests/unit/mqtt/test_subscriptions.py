@@ -379,3 +379,18 @@ def test_a_packet_that_paho_does_not_take_waits_for_no_answer() -> None:
     assert link.made.are_granted
     link.made.end()
     assert link.notes == []
+
+
+def test_what_is_not_wanted_any_more_is_left_once_and_what_another_still_wants_is_kept() -> None:
+    """Filters of an earlier start at the next connection; those of a handler that goes at once."""
+    link = _Link()
+    link.made.add(["mine/#", "both/#"], 1, _readings)
+    link.made.add(["both/#"], 1, _truth)
+    link.made.drop(["old/#", "mine/#"])
+    client = link.begin()
+    assert client.left == [["old/#"]]
+    link.made.remove(_readings)
+    link.loop.settle()
+    assert client.left == [["old/#"], ["mine/#"]]
+    link.made.end()
+    assert link.begin().left == []
