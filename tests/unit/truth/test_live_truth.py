@@ -424,3 +424,35 @@ def test_a_truth_of_an_absurd_size_spoils_no_figure(tmp_path: Path) -> None:
     bench.send({"id": bench.published[1]["id"], "values": {"power": 2.0}})
     assert bench.document["refused"] == {"malformed": 2}
     assert bench.document["n"] == 1
+
+
+def test_figures_and_predictions_are_kept_over_a_stop_for_their_bundle_and_for_no_other(tmp_path: Path) -> None:
+    """The same bundle goes on where it was; another one begins anew, and truth for the last one's is late."""
+    bench = _Bench(tmp_path)
+    bench.push([1.0, 1.0], [2.0, 2.0])
+    first, second = (document["id"] for document in bench.published)
+    bench.send({"id": first, "label": "low"})
+    bench.truth.end()
+    again = _Bench(tmp_path, kept=bench.kept)
+    assert again.document["n"] == 1
+    again.send({"id": second, "label": "low"})
+    assert again.document["n"] == 2
+    other = _Bench(tmp_path, draft=builders.classification(version="2.0.0"), kept=bench.kept)
+    assert other.truth.documents() == {}
+    other.send({"id": second, "label": "low"})
+    assert other.document["n"] == 0
+    assert sum(other.document["unmatched"].values()) == 1
+
+
+def test_figures_begin_anew_with_another_bundle(tmp_path: Path) -> None:
+    """What was known of the last one says nothing of the next; a truth that comes late is judged for neither."""
+    bench = _Bench(tmp_path)
+    bench.push([1.0, 1.0], [2.0, 2.0])
+    first, second = (document["id"] for document in bench.published)
+    bench.send({"id": first, "label": "low"})
+    draft = builders.classification(version="2.0.0")
+    bench.truth.exchange(bench.table, Model(open_bundle(draft.save(tmp_path / "next.onnx"))))
+    assert bench.truth.documents() == {}
+    bench.send({"id": second, "label": "low"})
+    assert (bench.document["n"], bench.document["version"]) == (0, "2.0.0")
+    assert bench.document["unmatched"] == {"unknown": 0, "late": 1, "twice": 0, "conflict": 0}
