@@ -251,6 +251,8 @@ class Outbox:
             self._acknowledged_at_link = self._acknowledged
             self._pump()
             return
+        for entry in self._waiting:  # for a place in flight until now
+            entry.delayed = True
         if self._in_flight:
             self._take_back()
 

@@ -311,7 +311,7 @@ class OutboxMachine(RuleBasedStateMachine):
         self.reached[f"the link breaks with {'something' if on_wire else 'nothing'} in flight"] += 1
         self.link.break_down(arriving)
         self._look_at_arrivals()
-        self.waited |= on_wire
+        self.waited |= on_wire | (self.given.keys() - self.known)
         self.may_repeat |= on_wire
 
     def disk_breaks(self, fault: Any) -> None:

@@ -95,6 +95,20 @@ def test_rows_are_delivered_in_order_and_marked_late(path: Path) -> None:
     assert bench.outbox.queued == bench.outbox.stored_rows == 0
 
 
+@pytest.mark.parametrize("with_disk", [False, True])
+def test_what_waits_for_a_place_when_the_link_breaks_is_marked_late(with_disk: bool, path: Path) -> None:
+    """As what was in flight; also where the link is back before anything was committed."""
+    bench = OutboxBench(path if with_disk else None, window=1, commit_interval=60.0)
+    bench.link_up()
+    names = [bench.offer(), bench.offer("m/b")]
+    assert bench.on_wire == names[:1]
+    bench.link_down()
+    bench.wait(10.0)
+    bench.link_up()
+    bench.acknowledge_all()
+    assert [(each["id"], each.get("delayed")) for each in bench.link.arrived] == [(name, True) for name in names]
+
+
 def test_a_live_prediction_is_not_marked_late(path: Path) -> None:
     """`delayed` is for what waited for the link."""
     bench = OutboxBench(path)
