@@ -3,6 +3,7 @@
 import hashlib
 import sqlite3
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
@@ -55,6 +56,18 @@ def test_serials_only_rise(file: RolloutFile, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("edge_runtime.fleet.rollout_file.time.time", lambda: 1000.0)
     file.create("r2", PLAN, [])
     assert [file.next_serial(), file.next_serial()] == [first + 1, first + 2]
+
+
+def test_operators_at_the_same_time_get_serials_of_their_own(file: RolloutFile) -> None:
+    """The last number is read and the next one written in one transaction."""
+
+    def ask(_: int) -> list[int]:
+        mine = RolloutFile(file.path)
+        return [mine.next_serial() for _ in range(25)]
+
+    with ThreadPoolExecutor(4) as pool:
+        found = [serial for serials in pool.map(ask, range(4)) for serial in serials]
+    assert len(set(found)) == 100
 
 
 def test_what_devices_report_is_kept_once_and_in_order(file: RolloutFile) -> None:

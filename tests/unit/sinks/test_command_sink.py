@@ -111,6 +111,19 @@ def test_a_stop_ends_what_runs_with_its_children(tmp_path: Path, begin: Begin) -
     assert not bench.counters.errors
 
 
+def test_after_a_stop_nothing_is_started(begin: Begin) -> None:
+    """What comes while the daemon ends is not run, however long the last run was ago."""
+    bench = begin("command", argv=program(""), min_interval=0)
+    bench.offer(b"first")
+    bench.until(lambda: bench.counters.counts["runs"] == 1)
+    bench.sink.drain()
+    bench.offer(b"second")
+    assert bench.sink.is_safe
+    bench.end()
+    assert bench.counters.counts["runs"] == 1
+    assert bench.counters.dropped == {"stopped": 1}
+
+
 def test_a_large_prediction_reaches_a_program_that_reads_slowly(tmp_path: Path, begin: Begin) -> None:
     """More than a pipe holds."""
     out = tmp_path / "out"

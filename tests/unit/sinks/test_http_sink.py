@@ -4,7 +4,7 @@ import json
 import select
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import pytest
 from edge_runtime.config.load import load_config
 from edge_runtime.errors import ConfigError
 from edge_runtime.sinks import http_sink
+from edge_runtime.system.loop import Timer
 from tests.support import builders
 from tests.support.broker import CertificateAuthority
 from tests.support.ports import find_free_port
@@ -94,6 +95,7 @@ def test_an_outage_in_the_middle_loses_and_reorders_nothing(tmp_path: Path, begi
     assert bench.sink.state.endswith("ready")
     assert bench.changes == 2
     assert [each.body.count(b'"delayed"') for each in server.posted[:3]] == [0, 4, 4]
+    assert [each.get("delayed") for each in server.accepted[:8]] == [True] * 8, "the next request's waited too"
 
 
 def test_a_prediction_that_the_server_cannot_take_is_set_aside_alone(
@@ -121,6 +123,33 @@ def test_a_server_that_says_when_to_come_back_is_heeded(tmp_path: Path, begin: B
     bench.until(lambda: bench.counters.errors["no_answer"])
     assert "next attempt in 3600 s" in bench.sink.state
     assert len(server.posted) == 1
+
+
+def test_a_server_that_is_away_is_asked_less_and_less_often(
+    tmp_path: Path, begin: Begin, server: PostServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pause doubles up to `retry_max`, with jitter, and is the first one again once the server has answered."""
+    monkeypatch.setattr("edge_runtime.sinks.http_sink.random.uniform", lambda _low, high: high)
+    server.judge = lambda _: (503, {})
+    bench = begin("http", tmp_path, url=server.url, retry_max=0.1)
+    pauses: list[float] = []
+    later = bench.loop.call_later
+
+    def call_later(delay: float, callback: Callable[[], object]) -> Timer:
+        if callback == bench.sink._link._post:
+            pauses.append(delay)
+        return later(delay, callback)
+
+    bench.loop.call_later = call_later  # type: ignore[method-assign]
+    bench.offer(*payloads(1))
+    bench.until(lambda: len(pauses) == 5)
+    assert pauses == [0.02, 0.04, 0.08, 0.1, 0.1]
+    server.judge = lambda _: (200, {})
+    bench.until(lambda: bench.counters.counts["published"] == 1)
+    server.judge = lambda _: (503, {})
+    bench.offer(*payloads(2))
+    bench.until(lambda: len(pauses) > 5)
+    assert pauses[5] == 0.02
 
 
 def test_the_token_is_read_for_each_request_and_never_shown(tmp_path: Path, begin: Begin, server: PostServer) -> None:

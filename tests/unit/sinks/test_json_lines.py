@@ -46,6 +46,17 @@ def test_both_files_never_exceed_the_bound_by_a_byte_and_the_newest_lines_are_ke
     assert file.torn == 0
 
 
+@pytest.mark.parametrize(("length", "files"), [(19, 1), (20, 2)])
+def test_a_file_holds_half_of_the_bound_and_no_byte_more(tmp_path: Path, length: int, files: int) -> None:
+    """Line ends count; so both halves fit, and the older one is not removed before its time."""
+    path = tmp_path / "p"
+    file = JsonLinesFile(path, 2 * 100)
+    for _ in range(4):
+        file.write([b"x" * 19])  # 80 of 100 bytes
+    file.write([b"y" * length])
+    assert len(list(tmp_path.iterdir())) == files
+
+
 def test_many_lines_at_once_are_as_many_lines_one_by_one(tmp_path: Path) -> None:
     """Also where they fill several files."""
     made = [b"%d" % number for number in range(5000)]
