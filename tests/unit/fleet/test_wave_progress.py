@@ -99,9 +99,12 @@ def test_half_of_a_wave_and_half_a_minute_are_enough_for_the_next_one() -> None:
     fleet.report("bcd", "receiving", 2)
     fleet.now += 2.0
     assert fleet.due() == "", "one of four"
-    fleet.report("b", "probation")
-    assert fleet.due() == "", "the second is on probation"
     fleet.report("b", "confirmed")
+    fleet.report("c", "probation")
+    assert fleet.due() == "", "two are good, but the third is on probation"
+    for received in range(3, 8):
+        fleet.now += SOAK_S / 5
+        fleet.report("d", "receiving", received)
     assert fleet.due() == "e"
 
 
