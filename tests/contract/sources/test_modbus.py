@@ -14,6 +14,8 @@ import pytest
 from edge_runtime.config.load import load_config
 from edge_runtime.errors import EXIT_CONFIG, ConfigError
 from edge_runtime.stream.sources.modbus import ModbusSource, ModbusSourceTable, parse_url
+from edge_runtime.stream.sources.modbus_link import NoAnswerError
+from edge_runtime.stream.sources.modbus_unit import UnitAnswer
 from tests.support.payload_cases import DEVICE
 from tests.support.ports import find_free_port
 from tests.support.source_bench import PATIENCE_S, SourceBench
@@ -255,6 +257,29 @@ def test_a_dead_unit_does_not_hold_up_the_others(
     assert bench.source.is_open
     assert bench.source.state.startswith("unit 2: no valid answer within 0.2 s: look at")
     assert sum("unit 2" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_units_that_answer_come_first_and_a_silent_one_is_asked_no_more_seldom_than_its_limit(
+    begin: Begin, by_hand: Callable[..., "HandWritten"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that does not come takes a whole timeout; the pause doubles up to `retry_max`, and ends with it."""
+    device = by_hand(lambda _: b"", folder=tmp_path)
+    bench = begin(f'port = "{device.path}"\nunits = [1, 2, 3]\ntimeout = 0.2\nretry_max = 3.0\n{register("x", 0)}')
+    source = bench.source
+    monkeypatch.setattr(source, "_next", lambda: None)
+    for unit, answers in zip(source._units, (False, True, False), strict=True):
+        unit.answers, unit.due, unit.pause = answers, 0.0, source._first_pause
+    source._tick()
+    assert [unit.number for unit in source._waiting] == [2, 1, 3]
+    (dead, *_) = source._units
+    pauses = []
+    for _ in range(8):
+        source._take(dead, UnitAnswer(silence=NoAnswerError("no answer")))
+        pauses.append(dead.pause)
+        assert dead.due - bench.loop.time() <= 3.0 + 0.5 * source._first_pause
+    first = source._first_pause
+    assert pauses == [min(2 ** (number + 1) * first, 3.0) for number in range(8)]
+    assert pauses[-1] == 3.0
 
 
 def test_a_unit_comes_back(

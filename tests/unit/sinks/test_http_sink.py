@@ -4,6 +4,7 @@ import json
 import select
 import socket
 import ssl
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -150,6 +151,27 @@ def test_a_server_that_is_away_is_asked_less_and_less_often(
     bench.offer(*payloads(2))
     bench.until(lambda: len(pauses) > 5)
     assert pauses[5] == 0.02
+
+
+def test_a_stop_waits_for_the_answer_to_the_request_that_is_under_way(
+    tmp_path: Path, begin: Begin, server: PostServer
+) -> None:
+    """Its predictions are on the disk by then; without the answer they would come twice at the next start."""
+    answer = threading.Event()
+
+    def judge(_posted: Posted) -> tuple[int, dict[str, str]]:
+        answer.wait(20)
+        return 200, {}
+
+    server.judge = judge
+    bench = begin("http", tmp_path, url=server.url)
+    bench.offer(*payloads(1))
+    bench.until(lambda: server.posted and bench.counters.counts["stored"] == 1)
+    bench.sink.drain()
+    assert not bench.sink.is_safe
+    answer.set()
+    bench.until(lambda: bench.sink.is_safe)
+    assert bench.counters.counts["published"] == 1
 
 
 def test_the_token_is_read_for_each_request_and_never_shown(tmp_path: Path, begin: Begin, server: PostServer) -> None:
