@@ -1,5 +1,6 @@
 """What a failed run, a power cut or a damaged part costs: never an output that was good."""
 
+import fcntl
 import os
 import shutil
 from pathlib import Path
@@ -165,6 +166,18 @@ def test_a_damaged_list_of_faults_is_made_again(interrupted: Path) -> None:
 def test_an_undamaged_part_is_kept(interrupted: Path) -> None:
     """The control of the two above."""
     del interrupted
+    assert run("good*.csv", "out.csv").resumed_parts == 1
+
+
+def test_two_runs_at_once_do_not_write_one_output(interrupted: Path) -> None:
+    """The second is refused, and takes no part of the first; it goes on once that has ended."""
+    with (interrupted.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as a run holds it
+        with pytest.raises(CommandError, match="another run is writing this output"):
+            run("good*.csv", "out.csv")
+        fcntl.flock(lock, fcntl.LOCK_SH)  # and a run takes it for itself alone
+        with pytest.raises(CommandError, match="another run is writing this output"):
+            run("good*.csv", "out.csv")
     assert run("good*.csv", "out.csv").resumed_parts == 1
 
 
