@@ -2,16 +2,23 @@
 
 One pipeline, from a JSON frame to the payload of its prediction, without sockets, with and without the watch in turns,
 so that a machine whose speed changes favours neither. Readings come one by one, and 64 at a time as from a backlog.
-`--daemon` takes whole daemons behind mosquitto instead, alive beside one another, at 100 readings a second in turns.
+`--instructions` counts instructions by valgrind instead of time, which is the same whatever else runs; it does not see
+that code which runs once a block is never in the cache. `--daemon` takes whole daemons behind mosquitto, alive beside
+one another, at 100 readings a second in turns.
 """
 
 import argparse
 import json
 import os
+import re
+import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,6 +56,8 @@ from edge_runtime.system.loop import Loop
 
 TURNS, READINGS = 10, 6400
 BLOCKS = (128, 512, 2048)
+TOGETHER = (1, 64)
+COUNTED = 6144  # readings whose instructions are counted: a whole number of blocks of each size
 DAEMON_SECONDS = 40.0  # of each daemon; a block of 512 has five
 
 
@@ -89,7 +98,13 @@ def main() -> None:
     """Measure, and print a line for each way in which readings come, or for each daemon."""
     parser = argparse.ArgumentParser(prog="benchmarks.drift_cost", description=__doc__)
     parser.add_argument("--daemon", action="store_true", help="whole daemons behind mosquitto")
-    (_daemons if parser.parse_args().daemon else _pipelines)()
+    parser.add_argument("--instructions", action="store_true", help="instructions instead of time, by valgrind")
+    parser.add_argument("--only", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.only:
+        _only()
+    else:
+        (_daemons if options.daemon else _instructions if options.instructions else _pipelines)()
 
 
 def _daemons() -> None:
@@ -122,7 +137,54 @@ def _target(name: str, bundle: Path) -> Target:
     return Target(name, lambda folder, core, port, _: start_daemon(folder, core, daemon_config(folder, port, bundle)))
 
 
-def _pipelines() -> None:
+def _instructions() -> None:
+    """A line for each size of a block and number of readings that come together.
+
+    One process under valgrind does all of it. `sys.setrecursionlimit` marks beginning and end of each part: callgrind
+    writes its counts whenever a given C function is entered, and nothing else calls this one.
+    """
+    valgrind = shutil.which("valgrind")
+    assert valgrind is not None, "expected the program valgrind, found none: apt install valgrind"
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["--tool=callgrind", "--dump-before=Py_SetRecursionLimit", f"--callgrind-out-file={folder}/out"]
+        counted = [sys.executable, "-m", "benchmarks.drift_cost", "--only"]
+        subprocess.run(
+            [valgrind, *words, *counted], env={**os.environ, "PYTHONHASHSEED": "0"}, check=True, capture_output=True
+        )
+        files = sorted(Path(folder).glob("out.*"), key=lambda path: int(path.suffix[1:]))
+        found = [_total(path) / COUNTED for path in files[1::2]]
+    print("| block | together | without, instructions a reading | with | more |\n|---|---|---|---|---|")
+    for place, together in enumerate(TOGETHER):
+        without, *others = found[place :: len(TOGETHER)]
+        for block, more in zip(BLOCKS, others, strict=True):
+            print(f"| {block} | {together} | {without:,.0f} | {more:,.0f} | {more / without - 1:.1%} |")
+
+
+def _total(path: Path) -> int:
+    """The instructions of one part."""
+    found = re.search(r"^(?:summary|totals): (\d+)", path.read_text(), re.MULTILINE)
+    assert found is not None, path
+    return int(found.group(1))
+
+
+def _only() -> None:
+    """Each part once, with a mark before and after it."""
+    with _made() as (pipeline, model, readings, answers, texts):
+        values, frames = readings[:COUNTED], texts[:COUNTED]
+        for block in (0, *BLOCKS):
+            pipeline.drift = None
+            if block:
+                pipeline.drift = Monitor(watched(model.manifest, answers, block), is_recorded=True)
+            for together in TOGETHER:
+                _turn(pipeline, values[:64], frames[:64], together)
+                sys.setrecursionlimit(sys.getrecursionlimit())
+                _turn(pipeline, values, frames, together)
+                sys.setrecursionlimit(sys.getrecursionlimit())
+
+
+@contextmanager
+def _made() -> Iterator[tuple[Pipeline, Model, Any, Any, list[str]]]:
+    """The pipeline, its model, readings, the answers to them, and the readings as frames."""
     with tempfile.TemporaryDirectory() as folder:
         model = Model(open_bundle(write_bundle(Path(folder) / "mlp.onnx")))
         table = msgspec.convert({"name": "m", "bundle": "m.onnx", "source": "s", "run": "loop"}, ModelTable)
@@ -137,10 +199,15 @@ def _pipelines() -> None:
         answers = model.run(values[:, np.newaxis]).scores
         assert answers is not None
         frames = [json.dumps(dict(zip(CHANNELS, map(float, row), strict=True))) for row in values]
+        yield pipeline, model, values, answers, frames
+
+
+def _pipelines() -> None:
+    with _made() as (pipeline, model, values, answers, frames):
         print("| block | together | without, us a reading | with | more |\n|---|---|---|---|---|")
         for block in BLOCKS:
             monitor = Monitor(watched(model.manifest, answers, block), is_recorded=True)
-            for together in (1, 64):
+            for together in TOGETHER:
                 spent: dict[bool, float] = {True: 0.0, False: 0.0}
                 for turn in range(2 * TURNS):
                     pipeline.drift = monitor if turn % 2 else None
@@ -155,7 +222,7 @@ def _turn(pipeline: Pipeline, values: Any, frames: list[str], together: int) -> 
     keys: list[str | None] = [None] * together
     nothing: list[Any] = [None] * together
     began = time.process_time()
-    for start in range(0, READINGS, together):
+    for start in range(0, len(values), together):
         for frame in frames[start : start + together]:
             msgspec.json.decode(frame)
         times = [float(row) / 100.0 for row in range(start, start + together)]

@@ -11,6 +11,7 @@ and the recordings hold neither other seasons nor other machines.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,9 @@ MARGIN = 2.0  # the calibration aims at half the rate: over years of simulated r
 _LEAST_LIMIT = 2.0
 _LEAST_PSI = 0.02
 _MOST_TRAINED = 2048  # blocks
+MANY_SESSIONS = 8  # with so many recordings, parts are whole ones
+PARTS = 8  # that are left out in turn; they overlap
+LEFT_OUT = 0.3  # of the blocks: the share that a device's recordings are checked by, too
 _RUN_SHARE = 8  # a run is at most this part of the blocks
 _EULER = 0.5772156649
 
@@ -76,23 +80,22 @@ def limits_of(
     """
     rng = np.random.default_rng(seed)
     steps = min(MOST_STEPS, max(32, 2 * len(blocks)))
-    drawn = _courses(blocks.session, steps, day, rng)
+    plans = [_mixed(blocks.session, steps, day, rng), *_parted(blocks.session)]
     statistics = 3.0 if beside is None else 4.0
     share = alarms / (MARGIN * statistics * max(1, len(mean)))  # of one statistic of one column, in one block
-    trained = _courses(blocks.session, min(len(blocks), _MOST_TRAINED), day, rng)  # other recordings to calibrate by
-    offsets = _as_trained((blocks.mean - mean) / sd, drawn, trained)
-    moves = _as_trained((blocks.step - step) / step_sd, drawn, trained)
-    slack, limit, delays = _cusum_limits(offsets, steps, share, [shift * std / sd for shift in SHIFTS_SD])
-    step_slack, step_limit, _ = _cusum_limits(moves, steps, share, [shift / step_sd for shift in SHIFTS_STEP])
+    offsets = [_as_trained((blocks.mean - mean) / sd, plan) for plan in plans]
+    moves = [_as_trained((blocks.step - step) / step_sd, plan) for plan in plans]
+    slack, limit, delays = _cusum_limits(plans, offsets, share, [shift * std / sd for shift in SHIFTS_SD])
+    step_slack, step_limit, _ = _cusum_limits(plans, moves, share, [shift / step_sd for shift in SHIFTS_STEP])
     beside_slack, beside_limit = np.zeros((2, len(mean)))
     if beside is not None:
-        likewise = _as_trained(beside, drawn, trained)
-        beside_slack, beside_limit, _ = _cusum_limits(likewise, steps, share, [np.full(len(mean), 1.5)])
+        likewise = [_as_trained(beside, plan) for plan in plans]
+        beside_slack, beside_limit, _ = _cusum_limits(plans, likewise, share, [np.full(len(mean), 1.5)])
     memory, psi = MEMORIES[0], np.full(len(counts), np.inf)
     for each in MEMORIES:
         if each > len(blocks) / 2.0:
             break
-        found = _psi_limit(blocks, drawn, counts, steps, share=share, memory=each)
+        found = np.max([_psi_limit(blocks, plan, counts, share=share, memory=each) for plan in plans], axis=0)
         if np.median(found) < np.median(psi):
             memory, psi = each, found
         if np.median(psi) <= GOOD_PSI:
@@ -101,6 +104,46 @@ def limits_of(
         slack, limit, step_slack, step_limit, beside_slack, beside_limit, psi, memory,
         tuple(np.median(delays, axis=1).tolist()),
     )  # fmt: skip
+
+
+class _Plan(NamedTuple):
+    """Courses of blocks, and the recordings that each of them is compared with; as indexes of blocks."""
+
+    drawn: NDArray[np.int64]  # [paths, steps]
+    trained: NDArray[np.int64]  # [paths, blocks]
+    is_drawn: bool  # else the courses are parts of the recording as it is
+
+    def limit(self, most: Doubles, share: float) -> Doubles:
+        """The limit for `share` alarms in a block, from `[..., paths, columns]`, the largest values of the courses.
+
+        Of parts as they are there are too few for a law: none of them shall raise an alarm.
+        """
+        return _tail(most, self.drawn.shape[1], share) if self.is_drawn else np.asarray(most.max(axis=-2))
+
+
+def _mixed(session: NDArray[np.int64], steps: int, day: float | None, rng: np.random.Generator) -> _Plan:
+    """Courses and recordings of runs from the whole recording."""
+    trained = min(len(session), _MOST_TRAINED)
+    return _Plan(_courses(session, steps, day, rng), _courses(session, trained, day, rng), is_drawn=True)
+
+
+def _parted(session: NDArray[np.int64]) -> list[_Plan]:
+    """Parts of the recording in their own order, each compared with the rest; none where there are many sessions.
+
+    Runs that are drawn from the whole recording are as much alike as it is; its parts differ from one another as a
+    later recording will differ from it. A part is taken from every session, since sessions may differ by their label.
+    """
+    places = [np.flatnonzero(session == each) for each in np.unique(session)]
+    lengths = [int(LEFT_OUT * len(rows)) for rows in places]
+    if len(places) >= MANY_SESSIONS or not sum(lengths):
+        return []
+    parts, rests = [], []
+    for share in np.linspace(0.0, 1.0, PARTS):
+        firsts = [round(share * (len(rows) - length)) for rows, length in zip(places, lengths, strict=True)]
+        part = [rows[first : first + length] for rows, first, length in zip(places, firsts, lengths, strict=True)]
+        parts.append(np.concatenate(part))
+        rests.append(np.setdiff1d(np.arange(len(session)), parts[-1]))
+    return [_Plan(np.array(parts), np.array(rests), is_drawn=False)]
 
 
 def _courses(session: NDArray[np.int64], steps: int, day: float | None, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -125,29 +168,24 @@ def _courses(session: NDArray[np.int64], steps: int, day: float | None, rng: np.
     return found
 
 
-def _as_trained(z: Doubles, drawn: NDArray[np.int64], trained: NDArray[np.int64]) -> Doubles:
+def _as_trained(z: Doubles, plan: _Plan) -> Doubles:
     """Courses standardised by the mean and spread of other recordings of the same length.
 
     Mean and spread are estimates; with their own, courses would vary too little, and limits would be too low.
     """
     z = np.nan_to_num(z)
-    recorded = z[trained]
+    recorded = z[plan.trained]
     spread = np.maximum(recorded.std(axis=1, keepdims=True), 0.1)
-    return np.asarray((z[drawn] - recorded.mean(axis=1, keepdims=True)) / spread)
+    return np.asarray((z[plan.drawn] - recorded.mean(axis=1, keepdims=True)) / spread)
 
 
-def _cusum_limits(z: Doubles, steps: int, share: float, shifts: Sequence[Doubles]) -> tuple[Doubles, Doubles, Doubles]:
+def _cusum_limits(
+    plans: Sequence[_Plan], courses: Sequence[Doubles], share: float, shifts: Sequence[Doubles]
+) -> tuple[Doubles, Doubles, Doubles]:
     """For each column the slack and limit that find shifts soonest, and the number of blocks that each shift takes."""
     slacks = np.array(SLACKS)[:, np.newaxis, np.newaxis]
-    up = np.zeros((len(SLACKS), PATHS, z.shape[2]))
-    down, most = up.copy(), up.copy()
-    for step in range(steps):
-        now = z[:, step]
-        up = np.maximum(up + now - slacks, 0.0)
-        down = np.maximum(down - now - slacks, 0.0)
-        np.maximum(most, up, out=most)
-        np.maximum(most, down, out=most)
-    limits = np.maximum(_tail(most, steps, share), _LEAST_LIMIT)  # [slacks, columns]
+    limits = np.max([plan.limit(_most(z, slacks), share) for z, plan in zip(courses, plans, strict=True)], axis=0)
+    limits = np.maximum(limits, _LEAST_LIMIT)  # [slacks, columns]
     room = np.maximum(np.array(shifts)[:, np.newaxis] - slacks[:, :, 0], limits / NEVER)
     delays = np.maximum(limits / room, 2.0)  # [shifts, slacks, columns]
     best = np.log(delays).sum(axis=0).argmin(axis=0)
@@ -155,27 +193,44 @@ def _cusum_limits(z: Doubles, steps: int, share: float, shifts: Sequence[Doubles
     return np.array(SLACKS)[best], limits[best, columns], delays[:, best, columns]
 
 
-def _psi_limit(
-    blocks: Blocks, drawn: NDArray[np.int64], counts: Doubles, steps: int, *, share: float, memory: float
-) -> Doubles:
-    """The limit of the recent PSI, for each column."""
+def _most(z: Doubles, slacks: Doubles) -> Doubles:
+    """`[slacks, paths, columns]`: the largest value of either sum in each course."""
+    up = np.zeros((len(SLACKS), len(z), z.shape[2]))
+    down, most = up.copy(), up.copy()
+    for step in range(z.shape[1]):
+        now = z[:, step]
+        up = np.maximum(up + now - slacks, 0.0)
+        down = np.maximum(down - now - slacks, 0.0)
+        np.maximum(most, up, out=most)
+        np.maximum(most, down, out=most)
+    return most
+
+
+def _psi_limit(blocks: Blocks, plan: _Plan, counts: Doubles, *, share: float, memory: float) -> Doubles:
+    """The limit of the recent PSI for each column, of courses compared with other recordings of the same length."""
     there = np.isfinite(counts)
     if not there.shape[1]:
         return np.full(len(counts), np.inf)
     bins = np.maximum(there.sum(axis=1), 1)
-    total = np.nansum(counts, axis=1)
-    training = np.where(there, (np.nan_to_num(counts) + 0.5) / (total + 0.5 * bins)[:, np.newaxis], 1.0)
     own = np.concatenate([blocks.present[:, :, np.newaxis], blocks.above], axis=2).astype(np.float64)
     own[:, :, :-1] -= own[:, :, 1:]
     own *= there  # a missing edge is infinite and counts nothing
-    late = np.zeros((len(drawn), *counts.shape))
-    most = np.zeros((len(drawn), len(counts)))
+    often = np.array([np.bincount(path, minlength=len(own)) for path in plan.trained], np.float64)  # [paths, blocks]
+    training = _shares((often @ own.reshape(len(own), -1)).reshape(len(plan.trained), *counts.shape), there, bins)
+    size = float(blocks.present.max(initial=1))
+    late = np.where(there, training, 0.0) * size * memory  # as on a device
+    most = np.zeros((len(plan.drawn), len(counts)))
+    steps = plan.drawn.shape[1]
     for step in range(steps):
-        late = (1.0 - 1.0 / memory) * late + own[drawn[:, step]]
+        late = (1.0 - 1.0 / memory) * late + own[plan.drawn[:, step]]
         if step + 1 >= FIRST_BLOCKS:
-            shares = (late + 0.5) / (late.sum(axis=2) + 0.5 * bins)[:, :, np.newaxis]
-            np.maximum(most, stability_index(training, np.where(there, shares, 1.0)), out=most)
-    return np.maximum(_tail(most, steps, share), _LEAST_PSI)
+            np.maximum(most, stability_index(training, _shares(late, there, bins)), out=most)
+    return np.maximum(plan.limit(most, share), _LEAST_PSI)
+
+
+def _shares(counts: Doubles, there: NDArray[np.bool_], bins: NDArray[np.int64]) -> Doubles:
+    """Shares of `[paths, columns, bins]`, with half a count more in each; 1 for a bin that a column does not have."""
+    return np.where(there, (counts + 0.5) / (counts.sum(axis=2) + 0.5 * bins)[:, :, np.newaxis], 1.0)
 
 
 def _tail(most: Doubles, steps: int, share: float) -> Doubles:

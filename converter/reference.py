@@ -37,8 +37,10 @@ from edge_runtime.readings import Floats
 _BINS = 10
 MONTH_S = 30 * 86_400.0
 CALIBRATING_SHARE = 0.7  # of the blocks calibrate; the later ones check
+LASTING_SHARE = 1 / 3  # of the later blocks: an alarm of that length is no chance
 LEAST_BLOCKS = 30  # with fewer, the variation of block means is not known
 _SIZES = (128, 512, 2048, 8192)  # lengths of a block that are tried; 64 where the recordings are short
+_LEAST_BLOCK_S = 10.0  # shorter blocks find nothing sooner that matters, and cost more
 _EXPLAINED = 0.7  # of the standard deviation is left at most, where a column is judged beside the others
 _MANY_SESSIONS = 8  # with so many recordings, every third one checks
 _MOST_READINGS = 400_000  # rows of the earlier and of the later part that are used
@@ -138,7 +140,7 @@ def _calibrated(
     early, late = _parted(sessions)
     trials = [
         trial
-        for block in _sizes(early, wanted.block)
+        for block in _sizes(early, wanted.block, rate_hz)
         if (trial := _try(found.channels, data.readings, early, block, wanted=wanted, rate_hz=rate_hz))
     ]
     if not trials:
@@ -157,9 +159,9 @@ def _calibrated(
         memory=best.memory,
         false_alarms_per_month=wanted.false_alarms_per_month,
     )
-    checked, alarms, why = _check(best, data.readings, late, plan, about=about)
-    about = msgspec.structs.replace(about, checked=checked, alarms=alarms)
-    notes = _in_words(best, about, why, rate_hz)
+    check = _check(best, data.readings, late, plan, about=about)
+    about = msgspec.structs.replace(about, checked=check.blocks, alarms=check.alarms)
+    notes = _in_words(best, about, check, rate_hz)
     return BundleReference(best.channels, found.scores, about, (*found.notes, notes))
 
 
@@ -172,12 +174,13 @@ def _parted(sessions: list[NDArray[np.int64]]) -> tuple[list[NDArray[np.int64]],
     return early, [rows[cut:] for rows, cut in zip(sessions, cuts, strict=True)]
 
 
-def _sizes(early: list[NDArray[np.int64]], asked: int | None) -> list[int]:
-    """The lengths of a block that the recordings allow."""
+def _sizes(early: list[NDArray[np.int64]], asked: int | None, rate_hz: float | None) -> list[int]:
+    """The lengths of a block that the recordings allow; of a fast stream only those that a device can afford."""
     if asked is not None:
         return [asked]
     fitting = [size for size in _SIZES if sum(len(rows) // size for rows in early) >= 2 * LEAST_BLOCKS]
-    return fitting or [64, 32]
+    least = 0.0 if rate_hz is None else _LEAST_BLOCK_S * rate_hz
+    return [size for size in fitting if size >= least] or fitting[-1:] or [64, 32]
 
 
 def _try(
@@ -286,6 +289,29 @@ def _limits(
     )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """What a device's monitor found in later recordings: new alarms, blocks in alarm, and the first alarm's reason."""
+
+    blocks: int
+    alarms: int
+    in_alarm: int
+    why: str | None
+
+    def verdict(self, expected: float, *, otherwise: str) -> str:
+        """Whether there are no more alarms than by chance; `otherwise` says what it means if there are.
+
+        An alarm by chance ends soon. One that lasts is a change, and would else count once like that.
+        """
+        if not self.blocks:
+            return "nothing was left to check by"
+        if self.alarms > _most_by_chance(expected):
+            return f"not held ({self.why}): {otherwise}"
+        if self.in_alarm > LASTING_SHARE * self.blocks:
+            return f"not held ({self.why}; in alarm for {self.in_alarm} of {self.blocks} blocks): {otherwise}"
+        return "held"
+
+
 def _check(
     trial: _Trial,
     values: NDArray[np.floating],
@@ -294,14 +320,14 @@ def _check(
     *,
     about: DriftReference,
     of_answers: bool = False,
-) -> tuple[int, int, str | None]:
-    """Run a device's monitor over the later recordings; return blocks, new alarms, and the reason of the first."""
+) -> _Check:
+    """Run a device's monitor over the later recordings."""
     manifest = Manifest(
         name="check", version="0.0.0", task="regression", output=Output(), drift=about,
         reference=() if of_answers else trial.channels, score_reference=trial.channels if of_answers else (),
         input=Input(channels=plan.input.channels, window=Window()),
     )  # fmt: skip
-    blocks, alarms, why = 0, 0, None
+    blocks, alarms, in_alarm, why = 0, 0, 0, None
     room = _MOST_CHECKED
     for rows in late:
         monitor = Monitor(manifest, is_recorded=True)
@@ -316,11 +342,12 @@ def _check(
                 monitor.take_scores(Scores(value=piece), [None] * len(piece))
             else:
                 monitor.take(piece, [None] * len(piece), None, 0.0)
+            in_alarm += monitor.state == "alarm" and len(piece) == trial.block
             if "alarm" in began[before:] and why is None:
                 why = monitor.document()["why"]
         blocks += monitor.blocks
         alarms += began.count("alarm")
-    return blocks, alarms, why
+    return _Check(blocks, alarms, in_alarm, why)
 
 
 def _note(began: list[str], key: str | None, state: str) -> None:
@@ -328,7 +355,7 @@ def _note(began: list[str], key: str | None, state: str) -> None:
     began.append(state)
 
 
-def _in_words(trial: _Trial, about: DriftReference, why: str | None, rate_hz: float | None) -> str:
+def _in_words(trial: _Trial, about: DriftReference, check: _Check, rate_hz: float | None) -> str:
     """A sentence about the calibration and the check on later recordings."""
     expected = _expected(about, about.checked * about.block, rate_hz)
     asked = f"{about.false_alarms_per_month:g} false alarms a month"
@@ -342,8 +369,8 @@ def _in_words(trial: _Trial, about: DriftReference, why: str | None, rate_hz: fl
         f"drift: limits from {trial.blocks} blocks of {about.block} readings, for {asked}{unit}; {delay}; "
         f"on {about.checked} later blocks {about.alarms} alarms, {expected:.2g} expected: "
     )
-    return head + _verdict(
-        about.checked, about.alarms, expected, why,
+    return head + check.verdict(
+        expected,
         otherwise="the later recordings differ from the earlier ones: record longer, or say another "
         "`false_alarms_per_month` in [drift]",
     )  # fmt: skip
@@ -353,13 +380,6 @@ def _expected(about: DriftReference, count: int, rate_hz: float | None) -> float
     """False alarms within so many readings or windows, at the rate that was asked for."""
     seconds = _UNKNOWN_RATE_S if rate_hz is None else 1.0 / rate_hz
     return about.false_alarms_per_month * count * seconds / MONTH_S
-
-
-def _verdict(checked: int, alarms: int, expected: float, why: str | None, *, otherwise: str) -> str:
-    """Whether later blocks gave no more alarms than chance does; `otherwise` says what it means if they gave more."""
-    if not checked:
-        return "nothing was left to check by"
-    return "held" if alarms <= _most_by_chance(expected) else f"not held ({why}): {otherwise}"
 
 
 def _most_by_chance(expected: float) -> int:
@@ -395,7 +415,7 @@ def _with_scores(
     early, late = [np.arange(cut_at)], [np.arange(cut_at, len(scores))]
     rate = None if rate_hz is None else rate_hz / plan.input.window.stride
     asked = None if wanted.block is None else max(8, wanted.block // plan.input.window.stride)
-    for block in [asked] if asked is not None else [*_sizes(early, None)[:1], 32, 16]:
+    for block in [asked] if asked is not None else [*_sizes(early, None, rate)[:1], 32, 16]:
         trial = _try(found.scores, scores, early, block, wanted=wanted, rate_hz=rate)
         if trial is not None:
             about = found.drift or DriftReference(
@@ -403,22 +423,22 @@ def _with_scores(
                 false_alarms_per_month=wanted.false_alarms_per_month,
             )  # fmt: skip
             about = msgspec.structs.replace(about, score_block=block, score_memory=trial.memory)
-            checked, alarms, why = _check(trial, scores, late, plan, about=about, of_answers=True)
-            about = msgspec.structs.replace(about, score_checked=checked, score_alarms=alarms)
-            notes = _answers_in_words(trial, about, why, rate)
+            check = _check(trial, scores, late, plan, about=about, of_answers=True)
+            about = msgspec.structs.replace(about, score_checked=check.blocks, score_alarms=check.alarms)
+            notes = _answers_in_words(trial, about, check, rate)
             return BundleReference(found.channels, trial.channels, about, (*found.notes, notes))
     return found
 
 
-def _answers_in_words(trial: _Trial, about: DriftReference, why: str | None, rate_hz: float | None) -> str:
+def _answers_in_words(trial: _Trial, about: DriftReference, check: _Check, rate_hz: float | None) -> str:
     """What later answers, which calibration has not seen, say of the limits."""
     expected = _expected(about, about.score_checked * about.score_block, rate_hz)
     head = (
         f"drift of answers: limits from {trial.blocks} blocks of {about.score_block} windows; on {about.score_checked} "
         f"later blocks {about.score_alarms} alarms, {expected:.2g} expected: "
     )
-    return head + _verdict(
-        about.score_checked, about.score_alarms, expected, why,
+    return head + check.verdict(
+        expected,
         otherwise="the model answers otherwise to the later recordings: record longer",
     )  # fmt: skip
 

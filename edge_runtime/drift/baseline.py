@@ -13,9 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.bundle.manifest import Channel, ChannelReference, DriftLimits
-from edge_runtime.drift.column import MEMORY, ColumnReference, Statistic
+from edge_runtime.drift.column import CALM, MEMORY, ColumnReference, Statistic
 from edge_runtime.readings import Floats
 
+MOST_TOGETHER = 3  # blocks that are judged at once: more would need over 2 kB a channel
+TOGETHER_HZ = 100.0  # of slower streams each block is judged by itself: they cost next to nothing
+TOGETHER_S = 20.0  # the time that blocks which are judged at once take at most, at the rate of training
 MOST_SAMPLED = 64  # readings sampled from a block; in a block below twice that, every reading
 FAR = 3.0  # standard deviations from the mean: beyond that the column is tested for being another channel
 MOST_BINS = 32  # of a reference; the converter writes 10
@@ -36,6 +39,7 @@ class Baseline:
         channels: with the limits of each column, for the share that is out of range; None for scores.
         block: the number of readings that are judged together.
         memory: of the shape, in blocks.
+        rate_hz: readings a second of one stream; None if unknown.
 
     Attributes:
         edges: `[columns, bins - 1]` inner edges, padded with infinity.
@@ -43,7 +47,11 @@ class Baseline:
         shares: `[columns, bins]` of the training; 1 without a bin.
         every: one of so many readings of a block is sampled.
         size: the number of sampled readings of a block.
-        centres: `[columns, size + 1]`: the mean of training, repeated for each sampled reading of a block.
+        together: the number of blocks that are judged at once: several in a fast stream of several columns.
+        span: the number of their readings.
+        calm: the number of blocks without a reason, before a state falls.
+        first_counts: `[columns, bins]`: the weighted counts before the first block: those of blocks as in training.
+        centres: `[columns, together * size + 1]`: the mean of training, repeated for each held reading.
         marks: `[columns, bins + 1, 1]`: the lower limit, the inner edges, and the next number above the upper limit.
     """
 
@@ -52,12 +60,17 @@ class Baseline:
         references: Sequence[ChannelReference | None],
         channels: Sequence[Channel] | None,
         block: int,
+        *,
         memory: float = MEMORY,
+        rate_hz: float | None = None,
     ) -> None:
         count = len(references)
         self.block = block
         self.every = max(1, block // MOST_SAMPLED)
         self.size = -(-block // self.every)
+        self.together = 1 if block % self.every or count == 1 else _together(block, rate_hz)
+        self.span = block * self.together
+        self.calm = max(CALM, self.together)  # else an alarm could come and go within blocks that are judged at once
         self.keep = 1.0 - 1.0 / max(memory, 1.0)  # the weight of the shape so far, with each further block
         self.known = np.array([_has_bins(each) for each in references], np.bool_)
         inner = [each.edges[1:-1] if each is not None and _has_bins(each) else () for each in references]
@@ -96,7 +109,8 @@ class Baseline:
         mean = np.array([each.mean if each else np.nan for each in references])
         self.mean = np.where(np.isnan(of("mean", np.nan)), mean, of("mean", np.nan))
         self.centre = np.nan_to_num(self.mean)
-        self.centres = np.repeat(self.centre[:, np.newaxis], self.size + 1, axis=1)
+        self.centres = np.repeat(self.centre[:, np.newaxis], self.together * self.size + 1, axis=1)
+        self.first_counts = np.where(self.present, self.shares, 0.0) * self.size * max(memory, 1.0)
         self.keeps = np.full(self.shares.shape, self.keep)
         self.shape = Shape(self.present, self.shares)
         statistics = [
@@ -111,10 +125,11 @@ class Baseline:
             for each in zip(
                 *statistics, *zip(*map(_beside, found), strict=True), least_step.tolist(),
                 self.missing.tolist(), stuck_after.tolist(), self.far.tolist(),
-                of("psi", np.inf).tolist(), strict=True,
+                of("psi", np.inf).tolist(), [self.calm] * count, strict=True,
             )
         ]  # fmt: skip
 
+        self.columns = [each._replace(quiet=each.least()) for each in self.columns]
         self.has_beside = any(each.share for each in self.columns)
 
     def __len__(self) -> int:
@@ -138,11 +153,11 @@ class Shape:
         self._ones = np.ones(shares.shape[1])
 
     def index(self, counts: Doubles) -> Doubles:
-        """The PSI of each column: with r = q / p, the sum of p * (r - 1) * ln(r)."""
+        """The PSI of `[..., columns, bins]` counts for each column: with r = q / p, the sum of p * (r - 1) * ln(r)."""
         total = counts.dot(self._ones)
         ratio = counts + self._half
         ratio *= self._inverse
-        ratio /= (total + self._halves)[:, np.newaxis]
+        ratio /= (total + self._halves)[..., np.newaxis]
         terms = np.log(ratio)
         ratio -= self._one
         terms *= ratio
@@ -158,6 +173,13 @@ def padded(counts: NDArray[np.integer] | Doubles, total: float | Doubles) -> Dou
 def stability_index(training: Doubles, late: Doubles) -> Doubles:
     """The PSI over the last axis of two arrays of shares."""
     return np.asarray(((late - training) * np.log(late / training)).sum(axis=-1))
+
+
+def _together(block: int, rate_hz: float | None) -> int:
+    """The number of blocks to judge at once, so that a reason is still reported within seconds."""
+    if rate_hz is None or rate_hz < TOGETHER_HZ:
+        return 1
+    return min(max(int(TOGETHER_S * rate_hz / block), 1), MOST_TOGETHER)
 
 
 def _beside(limits: DriftLimits | None) -> tuple[Statistic, float]:

@@ -13,10 +13,12 @@ State = Literal["ok", "watch", "alarm"]
 STATES: tuple[State, ...] = ("ok", "watch", "alarm")
 
 MEMORY = 8.0  # blocks: the weight of a block in the recent figures falls by 1/8 with each further block
-CALM = 2  # blocks without a reason, before a state falls
+CALM = 2  # blocks without a reason, at least, before a state falls
 RELEASE = 0.7  # share of the limit that raised a state: below it the reason is gone
 MISSING_ALARM = 0.1  # share of missing readings above that of training for an alarm; half of it for `watch`
 OUTSIDE_ALARM = 0.05  # the same for values out of range
+NEAR = 0.75 * (1.0 - 1e-9)  # share of a limit: below it there is no `watch`; a little low, for rounding
+IS_NEAR, IS_FAR = 1, 2
 _LATE = 1.0 - 1.0 / MEMORY
 
 
@@ -31,6 +33,17 @@ class Cause(IntEnum):
     SHAPE = 5
     STEP = 6
     BESIDE = 7
+
+
+class Reason(NamedTuple):
+    """The cause of a state, and the shares missing and out of range in the last block that showed it."""
+
+    cause: Cause
+    missing: float
+    outside: float
+
+
+NO_REASON = Reason(Cause.MISSING, 0.0, 0.0)
 
 
 class Statistic(NamedTuple):
@@ -54,8 +67,8 @@ class Cusum:
         self.statistic = statistic
         self.up = self.down = 0.0
 
-    def add(self, figure: float) -> None:
-        """Add the figure of one more block.
+    def add(self, figure: float) -> bool:
+        """Add the figure of one more block. Return whether a sum is high enough for `watch`.
 
         The figure is capped, so that no block raises an alarm alone. The sums are capped at twice the limit, so that an
         alarm ends soon after its reason.
@@ -65,8 +78,17 @@ class Cusum:
         if not -most <= z <= most:
             z = most if z > 0.0 else -most
         up, down = self.up + z - slack, self.down - z - slack
+        near = NEAR * limit
+        if up < near and down < near:  # nearly always
+            self.up = self.down = 0.0
+            if up > 0.0:
+                self.up = up
+            if down > 0.0:
+                self.down = down
+            return False
         self.up = 0.0 if up < 0.0 else min(up, 2.0 * limit)
         self.down = 0.0 if down < 0.0 else min(down, 2.0 * limit)
+        return True
 
 
 class ColumnReference(NamedTuple):
@@ -82,6 +104,8 @@ class ColumnReference(NamedTuple):
         stuck_after: equal sampled values in a row; infinite if any number is usual.
         far: the deviation beyond which the column is tested for being another one; NaN if it is never tested.
         psi_limit: for an alarm.
+        calm: the number of blocks without a reason, before a state falls.
+        quiet: what `least` returns, made once.
     """
 
     offset: Statistic
@@ -93,6 +117,16 @@ class ColumnReference(NamedTuple):
     stuck_after: float
     far: float
     psi_limit: float
+    calm: int = CALM
+    quiet: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+
+    def least(self) -> tuple[float, float, float, float]:
+        """The least missing share, run, share out of range and PSI for `watch`; a little low, for rounding."""
+        figures = (
+            self.missing + 0.5 * MISSING_ALARM, 0.5 * self.stuck_after, 0.5 * OUTSIDE_ALARM, 0.75 * self.psi_limit
+        )  # fmt: skip
+        missing, run, outside, psi = (figure * (1.0 - 1e-9) for figure in figures)
+        return missing, run, outside, psi
 
 
 class SavedColumn(NamedTuple):
@@ -112,28 +146,16 @@ class SavedColumn(NamedTuple):
     beside: tuple[float, float] = (0.0, 0.0)
 
 
-class ColumnSums(NamedTuple):
-    """The sums of one block for a column.
-
-    Attributes:
-        size: the number of sampled readings.
-        present: the number of them with a value.
-        total: the sum of their deviations from the training's mean.
-        squares: the sum of the squared deviations.
-        steps: the number of steps from one reading to the next.
-        way: the sum of the steps' absolute sizes.
-        outside: the number of values out of the channel's range.
-        run: the number of equal values at the end; 0 if the whole block continues a run from before.
-    """
-
-    size: int
-    present: int
-    total: float
-    squares: float
-    steps: int
-    way: float
-    outside: int
-    run: int
+# The sums of one block for a column, a plain tuple since many are made:
+#   size     the number of sampled readings
+#   present  the number of them with a value
+#   total    the sum of their deviations from the training's mean
+#   squares  the sum of the squared deviations
+#   steps    the number of steps from one reading to the next
+#   way      the sum of the steps' absolute sizes
+#   outside  the number of values out of the channel's range
+#   run      the number of equal values at the end; 0 if the whole block continues a run from before
+ColumnSums = tuple[int, int, float, float, int, float, int, int]
 
 
 def medians_of_others(values: Sequence[float | None]) -> list[float | None]:
@@ -163,11 +185,12 @@ class Column:
         step: the logarithm of the mean step of the last block; None likewise.
         run: the number of equal values up to now.
         other: the column that it looks like; -1 for none.
+        reason: of the state.
     """
 
     __slots__ = (
-        "besides", "calm", "cause", "late_count", "late_squares", "late_total", "missing", "offset", "offsets", "other",
-        "outside", "psi", "reference", "run", "state", "step", "steps",
+        "besides", "calm", "late_count", "late_squares", "late_total", "missing", "offset",
+        "offsets", "other", "outside", "psi", "reason", "reference", "run", "state", "step", "steps",
     )  # fmt: skip
 
     def __init__(self, reference: ColumnReference) -> None:
@@ -180,42 +203,47 @@ class Column:
         self.offsets, self.steps = Cusum(reference.offset), Cusum(reference.step)
         self.run = 0
         self.state = self.calm = 0
-        self.cause = Cause.MISSING
+        self.reason = NO_REASON
         self.other = -1
 
-    def add(self, sums: ColumnSums) -> bool:
-        """Add one more block. Return True if this may be another column."""
+    def add(self, sums: ColumnSums, psi: float) -> int:
+        """Add the sums of one more block, and the PSI up to it.
+
+        Returns:
+            0, `IS_NEAR` if a figure is high enough for `watch`, and `IS_FAR` if this may be another column, added up.
+        """
         size, present, total, squares, steps, way, outside, run = sums
         reference = self.reference
+        self.psi = psi
         self.late_count = _LATE * self.late_count + present
         self.late_total = _LATE * self.late_total + total
         self.late_squares = _LATE * self.late_squares + squares
-        self.missing = 1.0 - present / size
-        self.outside = outside / (present or 1)
-        self.run = run or self.run + size
-        self.offset = self.step = None
+        self.missing = missing = 1.0 - present / size
+        self.outside = share = outside / (present or 1)
+        self.run = run = run or self.run + size
+        step = offset = None
         if 2 * steps >= size:
-            self.step = math.log(max(way / steps, reference.least_step))
-            self.steps.add(self.step)
-        else:
-            self.steps.add(reference.step.mean)
-        if 2 * present < size:
-            self.offsets.add(reference.offset.mean)
-            return False
-        self.offset = total / present
-        self.offsets.add(self.offset)
-        return abs(self.offset) > reference.far
+            least, mean = reference.least_step, way / steps
+            step = math.log(max(mean, least))
+        if 2 * present >= size:
+            offset = total / present
+        self.step, self.offset = step, offset
+        is_near = self.steps.add(reference.step.mean if step is None else step)
+        is_near |= self.offsets.add(reference.offset.mean if offset is None else offset)
+        most_missing, most_run, most_outside, most_psi = reference.quiet
+        is_near = is_near or missing >= most_missing or run >= most_run or share >= most_outside or psi >= most_psi
+        is_far = offset is not None and (offset > reference.far or -offset > reference.far)
+        return IS_NEAR * is_near + IS_FAR * is_far
 
-    def add_beside(self, others: float | None) -> None:
-        """Add its step relative to the median step of the others; None if that is unknown."""
+    def add_beside(self, others: float | None) -> bool:
+        """Add its step relative to the median step of the others; None if that is unknown. Return as `Cusum.add`."""
         reference = self.reference
         if self.step is None or others is None:
-            self.besides.add(reference.beside.mean)
-        else:
-            self.besides.add(self.step - reference.share * others)
+            return self.besides.add(reference.beside.mean)
+        return self.besides.add(self.step - reference.share * others)
 
     def judge(self, *, is_swapped: bool) -> None:
-        """Raise the state at once, or let it fall after some calm blocks."""
+        """Raise the state at once, or let it fall after some calm blocks; needless if it is ok and nothing near."""
         reference, offsets, steps, besides = self.reference, self.offsets, self.steps, self.besides
         severities = (  # 0.5 is `watch`, 1 `alarm`; for a statistic with a limit, 3/4 of the limit and the limit
             (self.missing - reference.missing) / MISSING_ALARM,
@@ -234,19 +262,20 @@ class Column:
             return
         if level < state:
             self.calm += 1
-            if self.calm >= CALM:
+            if self.calm >= reference.calm:
                 self.state, self.calm = level, 0
             return
         self.state, self.calm = level, 0
         bound = (RELEASE if state == 2 else 1.0) if level == 2 else 0.5 * RELEASE if state else 0.5
-        self.cause = Cause(next(place for place, each in enumerate(severities) if each >= bound))
+        cause = Cause(next(place for place, each in enumerate(severities) if each >= bound))
+        self.reason = Reason(cause, self.missing, self.outside)
 
     def save(self) -> SavedColumn:
         """The state to continue from after a restart."""
         return SavedColumn(
             state=self.state,
             calm=self.calm,
-            cause=int(self.cause),
+            cause=int(self.reason.cause),
             other=self.other,
             run=self.run,
             late=(self.late_count, self.late_total, self.late_squares),
@@ -264,7 +293,8 @@ class Column:
         Raises:
             ValueError: there is no such cause.
         """
-        self.state, self.calm, self.cause, self.other, self.run = *saved[:2], Cause(saved.cause), saved.other, saved.run
+        self.state, self.calm, self.other, self.run = saved.state, saved.calm, saved.other, saved.run
+        self.reason = Reason(Cause(saved.cause), saved.missing, saved.outside)
         self.late_count, self.late_total, self.late_squares = saved.late
         self.offsets.up, self.offsets.down = saved.offset
         self.steps.up, self.steps.down = saved.step

@@ -77,13 +77,18 @@ class Monitor:
         block = PLAIN_BLOCK if about is None else about.block
         self.names = manifest.channel_names
         memory, score_memory = (MEMORY, MEMORY) if about is None else (about.memory, about.score_memory)
-        self.base = Baseline(references, channels, max(2, block), memory) if references else None
+        rate_hz = manifest.input.window.rate_hz or (None if about is None else about.rate_hz)
+        self.base = (
+            Baseline(references, channels, max(2, block), memory=memory, rate_hz=rate_hz) if references else None
+        )
         self.score_names = tuple(each.name for each in manifest.score_reference)
         score_block = PLAIN_BLOCK if about is None else about.score_block
         scored: Sequence[ChannelReference | None] = manifest.score_reference
-        self.score_base = Baseline(scored, None, max(2, score_block), score_memory) if scored else None
+        score_hz = None if rate_hz is None else rate_hz / manifest.input.window.stride
+        self.score_base = (
+            Baseline(scored, None, max(2, score_block), memory=score_memory, rate_hz=score_hz) if scored else None
+        )
         self._sums = [None if base is None else BlockSums(base) for base in (self.base, self.score_base)]
-        rate_hz = manifest.input.window.rate_hz or (None if about is None else about.rate_hz)
         self._interval = None if rate_hz is None else 1.0 / rate_hz
         self._is_recorded = is_recorded
         self._wall = wall
@@ -166,8 +171,8 @@ class Monitor:
             if times is not None:
                 pacing.measure(times[start:stop], wall)
             if columns.blocks > before:
-                pacing.judge(columns.baseline.block, count - stop, arrived)
-                self._conclude(key, stream)
+                pacing.judge(columns.baseline.span, count - stop, arrived)
+                self._conclude(key, stream, columns.blocks - before)
             start = stop
         stream.looks = 0  # measure the times of the next block
 
@@ -204,7 +209,7 @@ class Monitor:
         while start < len(values):
             before, start = columns.blocks, columns.take(values, start)
             if columns.blocks > before:
-                self._conclude(key, stream)
+                self._conclude(key, stream, columns.blocks - before)
 
     def forget(self, keys: list[str | None]) -> None:
         """Drop keys that are gone."""
@@ -254,9 +259,9 @@ class Monitor:
             self._follow(key, stream)
         return stream
 
-    def _conclude(self, key: str | None, stream: WatchedStream) -> None:
-        """A block of a stream was judged."""
-        self.blocks += 1
+    def _conclude(self, key: str | None, stream: WatchedStream, blocks: int) -> None:
+        """Some blocks of a stream were judged."""
+        self.blocks += blocks
         self._follow(key, stream)
 
     def _follow(self, key: str | None, stream: WatchedStream) -> None:

@@ -88,7 +88,7 @@ class Pacing:
     def measure(self, times: list[float], wall: float | None) -> None:
         """Note the readings' own times in seconds, and their offset from our time `wall`; None: no comparison."""
         if self.wants_times:
-            self._moments.extend(times[: CHUNK + 1])
+            self._moments.extend(times[: CHUNK + 1 - len(self._moments)])
             self.wants_times = len(self._moments) <= CHUNK
         if wall is not None:
             self._late = min(self._late, wall - max(times))

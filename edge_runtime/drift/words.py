@@ -14,14 +14,14 @@ def why(figures: Figures, base: Baseline, names: tuple[str, ...]) -> str | None:
         case None:
             return None
         case Cause.MISSING:
-            return f"missing in {figures.missing:.0%} of the readings, in training in {base.missing[column]:.0%}"
+            return f"missing in {figures.why_missing:.0%} of the readings, in training in {base.missing[column]:.0%}"
         case Cause.STUCK:
             return f"stuck: {figures.last:.6g} in {figures.run} readings one after another"
         case Cause.SWAPPED:
             return f"looks like the training of {names[figures.other]}: the two may be swapped"
         case Cause.OUTSIDE:
             low, high = base.low[column], base.high[column]
-            return f"out of the range {low:g} to {high:g} in {figures.outside:.0%} of the readings"
+            return f"out of the range {low:g} to {high:g} in {figures.why_outside:.0%} of the readings"
         case Cause.OFFSET:
             way = "above" if figures.rises else "below"
             off = "" if figures.offset_sd is None else f": {figures.offset_sd:+.2g} standard deviations of late"

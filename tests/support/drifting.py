@@ -48,7 +48,7 @@ def references(values: Floats, names: Sequence[str], *, calibrated: bool = True)
 def draft(values: Floats, names: Sequence[str] = ("temperature", "pressure"), **options: Any) -> builders.Draft:
     """A bundle that takes each reading by itself, and knows what training looked like."""
     made = builders.classification(channels=names, length=1)
-    for channel, span in zip(made.manifest["input"]["channels"], ((-40.0, 85.0), (0.0, 1200.0)), strict=True):
+    for channel, span in zip(made.manifest["input"]["channels"], ((-40.0, 85.0), (0.0, 1200.0)), strict=False):
         channel["range"] = span
     made.manifest["reference"] = msgspec.to_builtins(references(values, names, **options))
     about = DriftReference(block=BLOCK, score_block=BLOCK, rate_hz=RATE_HZ)
@@ -65,6 +65,12 @@ def manifest(values: Floats, names: Sequence[str] = ("temperature", "pressure"),
 def with_scores(made: Manifest, answers: Floats, names: Sequence[str]) -> Manifest:
     """With a reference of the answers too."""
     return msgspec.structs.replace(made, score_reference=references(answers, names))
+
+
+def with_rate(made: Manifest, rate_hz: float) -> Manifest:
+    """The same bundle, of a stream with so many readings a second."""
+    assert made.drift is not None
+    return msgspec.structs.replace(made, drift=msgspec.structs.replace(made.drift, rate_hz=rate_hz))
 
 
 def with_reference(made: Manifest, reference: tuple[ChannelReference, ...]) -> Manifest:

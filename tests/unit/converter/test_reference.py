@@ -173,6 +173,19 @@ def test_fewer_false_alarms_mean_higher_limits_and_a_later_alarm() -> None:
     assert soon < late
 
 
+def test_a_stream_at_one_of_the_recorded_levels_raises_no_more_alarms_than_by_chance() -> None:
+    """A recording of two levels has the shape of neither; that of each part of it counts as usual."""
+    found = 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        readings = walk(rng, 16_000, 0.5)
+        readings[6000:, 0] += 1.0
+        made, given = reference(readings)
+        for level in (0.0, 1.0):
+            found += alarms(manifest(made, given), walk(rng, 2000, 0.5) + np.array([level, 0.0], np.float32))
+    assert found <= 1  # 33 days in all, for one a month
+
+
 def test_what_was_held_on_later_blocks_is_said() -> None:
     """A sentence with the figures; one that names the channel where the later recordings are another world."""
     rng = np.random.default_rng(4)

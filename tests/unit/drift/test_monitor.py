@@ -179,13 +179,15 @@ def test_psi_and_offset_are_those_of_scipy_and_numpy(manifest: Manifest, rng: np
     monitor = Monitor(manifest)
     take(monitor, values)
     weights = np.repeat((1 - 1 / 8) ** np.arange(11, -1, -1), BLOCK)
+    before = 8 * BLOCK * (1 - 1 / 8) ** 12  # the weight of what came before: blocks as in training
     for column, name in enumerate(NAMES):
         reference = manifest.reference[column]
         edges = np.array(reference.edges, np.float32)
         edges[0], edges[-1] = -np.inf, np.inf
-        late = np.histogram(values[:, column], edges, weights=weights)[0] + 0.5
         training = np.array(reference.counts) + 0.5
-        late, training = late / late.sum(), training / training.sum()
+        training /= training.sum()
+        late = np.histogram(values[:, column], edges, weights=weights)[0] + before * training + 0.5
+        late /= late.sum()
         index = scipy.stats.entropy(late, training) + scipy.stats.entropy(training, late)
         found = monitor.document()["channels"][name]
         assert found["psi"] == pytest.approx(index, rel=1e-3)
@@ -301,24 +303,42 @@ def test_a_reference_that_contradicts_itself_is_not_compared_with(rng: np.random
     assert document["channels"]["pressure"]["psi"] is None
 
 
+@pytest.mark.parametrize("rate_hz", [1.0, 1e6])
 @pytest.mark.parametrize("columns", [1, 2])
-def test_a_channel_takes_at_most_two_kilobytes(columns: int, rng: np.random.Generator) -> None:
-    """With everything that belongs to its key, after a thousand readings with times."""
+def test_a_channel_takes_at_most_two_kilobytes(columns: int, rate_hz: float, rng: np.random.Generator) -> None:
+    """With everything that belongs to its key, and all readings that wait to be judged, with times."""
     made = drifting.manifest(readings(rng, 4000), NAMES)
-    made = drifting.first_channels(made, columns)
-    values = readings(rng, 1000)[:, :columns].copy()
-    moments = [float(row) for row in range(1000)]
+    made = drifting.with_rate(drifting.first_channels(made, columns), rate_hz)
+    values = readings(rng, 6 * 3 * BLOCK - 1)[:, :columns].copy()
+    moments = [row / rate_hz for row in range(len(values))]
     monitor = Monitor(made, wall=lambda: None)
     names = [f"k{number}" for number in range(101)]
-    monitor.take(values, [names[-1]] * 1000, moments, 0.0)  # what is made once
+    monitor.take(values, [names[-1]] * len(values), moments, 0.0)  # what is made once
     tracemalloc.start()
     try:
         for name in names[:-1]:
-            monitor.take(values, [name] * 1000, moments, 0.0)
+            monitor.take(values, [name] * len(values), moments, 0.0)
         taken = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
     assert taken / 100 / columns <= 2048
+
+
+def test_a_thousand_channels_that_all_move_take_little_memory(rng: np.random.Generator) -> None:
+    """Each far from its training, so that each may be another one: not all are compared with all."""
+    names = [f"c{number}" for number in range(1000)]
+    values = (rng.normal(size=(400, 1000)) + np.arange(1000)).astype(np.float32)
+    monitor = Monitor(drifting.manifest(values, names))
+    later = np.ascontiguousarray(np.roll(values[:BLOCK], 7, axis=1))
+    take(monitor, later)
+    tracemalloc.start()
+    try:
+        take(monitor, later)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 4_000_000  # 8 MB for each table of all with all
+    assert monitor.document()["channels"]["c10"]["why"] == "looks like the training of c3: the two may be swapped"
 
 
 def test_what_is_out_of_range_is_counted_beside_what_is_missing(manifest: Manifest, rng: np.random.Generator) -> None:

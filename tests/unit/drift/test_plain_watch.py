@@ -22,7 +22,7 @@ from edge_runtime.bundle.manifest import (
     Output,
 )  # fmt: skip
 from edge_runtime.bundle.model import Scores
-from edge_runtime.drift.baseline import MOST_SAMPLED, Baseline
+from edge_runtime.drift.baseline import MOST_SAMPLED, MOST_TOGETHER, Baseline
 from edge_runtime.drift.block_sums import BlockSums
 from edge_runtime.drift.column import medians_of_others
 from edge_runtime.drift.columns import FIRST_BLOCKS, WatchedColumns
@@ -42,7 +42,8 @@ class PlainColumn:
         self.reference, self.block = reference, block
         self.every = max(1, block // MOST_SAMPLED)
         self.seen: list[float] = []
-        self.counts = [0.0] * len(reference.counts)
+        size = block // self.every
+        self.counts = [size * MEMORY * share for share in self.shares(reference.counts)]
         self.sums = {"offset up": 0.0, "offset down": 0.0, "step up": 0.0, "step down": 0.0}
         self.psi = self.missing = self.late_count = self.late_total = 0.0
         self.run, self.blocks = 0, 0
@@ -298,10 +299,47 @@ def test_what_lies_in_each_bin_is_what_numpy_counts() -> None:
     block = drifting.readings(rng, 65).round(0)
     block[5, 0], block[6, 1] = 85.5, -0.5
     sums = BlockSums(base)
-    found = sums.of(bytearray(block.tobytes()))
-    assert [each.outside for each in found] == [1, 1]
+    (found,) = sums.of(bytearray(block.tobytes()))
+    assert [outside for *_, outside, _ in found] == [1, 1]
     for column, reference in enumerate(base.edges):
         inner = reference[np.isfinite(reference)]
         counts = np.histogram(block[1:, column], [-np.inf, *inner, np.inf])[0]
-        assert sums.bins[column, : len(counts)].tolist() == counts.tolist()
-        assert not sums.bins[column, len(counts) :].any()
+        assert sums.bins[0, column, : len(counts)].tolist() == counts.tolist()
+        assert not sums.bins[0, column, len(counts) :].any()
+
+
+@pytest.mark.parametrize(("rate_hz", "blocks"), [(1.0, 1), (99.0, 1), (100.0, MOST_TOGETHER), (1e6, MOST_TOGETHER)])
+@pytest.mark.parametrize("name", list(STREAMS))
+def test_blocks_of_a_fast_stream_are_judged_some_at_once(name: str, rate_hz: float, blocks: int) -> None:
+    """Their figures are those of each judged by itself, and a slow stream waits for none."""
+    rng = np.random.default_rng(9)
+    made = drifting.manifest(drifting.readings(rng, 4000), NAMES)
+    values = STREAMS[name](drifting.readings(rng, 36 * 64), rng)
+    slow, quick = Monitor(made), Monitor(drifting.with_rate(made, rate_hz))
+    for start in range(0, len(values), 50):
+        part = values[start : start + 50]
+        for monitor in (slow, quick):
+            monitor.take(part, [None] * len(part), None, 0.0)
+        assert quick.blocks == slow.blocks // blocks * blocks
+    one, two = slow.streams[None].input, quick.streams[None].input
+    assert one is not None
+    assert two is not None
+    for ours, theirs in zip(one.columns, two.columns, strict=True):
+        mine, other = (
+            (*each.save().late, *each.save().offset, *each.save().step, each.psi, each.missing, each.run)
+            for each in (ours, theirs)
+        )
+        assert mine == pytest.approx(other, rel=1e-12)
+
+
+def test_an_alarm_within_blocks_that_are_judged_at_once_is_seen() -> None:
+    """A gap in one block of three is reported, and goes when the next three are without."""
+    rng = np.random.default_rng(10)
+    made = drifting.with_rate(drifting.manifest(drifting.readings(rng, 4000), NAMES), 1e6)
+    monitor, seen = Monitor(made), []
+    monitor.on_change.append(lambda _, state: seen.append((state, monitor.document()["why"])))
+    values = drifting.readings(rng, 9 * 64)
+    values[:64, 0] = np.nan
+    monitor.take(values, [None] * len(values), None, 0.0)
+    assert [state for state, _ in seen] == ["alarm", "ok"]
+    assert seen[0][1] == "temperature: missing in 100% of the readings, in training in 0%"
