@@ -1,17 +1,20 @@
 """The figures of one column and its state, worked out on paper: each limit at its place, and how it falls."""
 
 import math
+import random
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from edge_runtime.drift.column import (
     CALM,
+    IS_FAR,
+    IS_NEAR,
+    NEAR,
     Cause,
     Column,
     ColumnReference,
-    ColumnSums,
     Cusum,
     SavedColumn,
     Statistic,
@@ -30,7 +33,22 @@ PLAIN = ColumnReference(
     far=math.nan,
     psi_limit=math.inf,
 )
-SUMS = ColumnSums(size=64, present=64, total=0.0, squares=0.0, steps=63, way=63.0, outside=0, run=1)
+
+
+class Sums(NamedTuple):
+    """As `ColumnSums`, with names."""
+
+    size: int
+    present: int
+    total: float
+    squares: float
+    steps: int
+    way: float
+    outside: int
+    run: int
+
+
+SUMS = Sums(size=64, present=64, total=0.0, squares=0.0, steps=63, way=63.0, outside=0, run=1)
 
 
 # --- sums over blocks ---------------------------------------------------------------------------------------------
@@ -90,17 +108,17 @@ def test_the_median_of_the_others_leaves_out_its_own_place(
 def test_recent_blocks_weigh_more() -> None:
     """Each block's weight falls by an eighth with every further one."""
     column = Column(PLAIN)
-    column.add(SUMS._replace(present=32, total=8.0, squares=80.0))
-    column.add(SUMS._replace(present=64, total=-16.0, squares=16.0))
+    column.add(SUMS._replace(present=32, total=8.0, squares=80.0), 0.0)
+    column.add(SUMS._replace(present=64, total=-16.0, squares=16.0), 0.0)
     assert (column.late_count, column.late_total, column.late_squares) == (64 + 28.0, -16.0 + 7.0, 16.0 + 70.0)
 
 
 def test_shares_are_those_of_the_last_block() -> None:
     """Missing ones of its readings, and those out of range of what is there."""
     column = Column(PLAIN)
-    column.add(SUMS._replace(present=48, outside=12))
+    column.add(SUMS._replace(present=48, outside=12), 0.0)
     assert (column.missing, column.outside) == (0.25, 0.25)
-    column.add(SUMS._replace(present=0, steps=0, outside=0))
+    column.add(SUMS._replace(present=0, steps=0, outside=0), 0.0)
     assert (column.missing, column.outside) == (1.0, 0.0)
 
 
@@ -109,7 +127,7 @@ def test_equal_values_are_counted_over_blocks() -> None:
     column = Column(PLAIN)
     found = []
     for run in (5, 0, 0, 1):
-        column.add(SUMS._replace(run=run))
+        column.add(SUMS._replace(run=run), 0.0)
         found.append(column.run)
     assert found == [5, 69, 133, 1]
 
@@ -118,12 +136,12 @@ def test_a_block_of_which_half_is_there_has_a_mean_and_a_step() -> None:
     """Less than half says nothing of either; the sums then stand still but for the slack."""
     reference = PLAIN._replace(offset=WATCHED._replace(mean=0.5), step=WATCHED._replace(mean=math.log(2.0)))
     column = Column(reference)
-    column.add(SUMS._replace(present=32, total=128.0, steps=32, way=256.0))
+    column.add(SUMS._replace(present=32, total=128.0, steps=32, way=256.0), 0.0)
     assert (column.offset, column.step) == (4.0, math.log(8.0))
     assert column.offsets.up == (4.0 - 0.5) / 2.0 - 0.5
     assert column.steps.up == pytest.approx(math.log(4.0) / 2.0 - 0.5)
     before = column.offsets.up, column.steps.up
-    column.add(SUMS._replace(present=31, total=1e6, steps=31, way=1e6))
+    column.add(SUMS._replace(present=31, total=1e6, steps=31, way=1e6), 0.0)
     assert (column.offset, column.step) == (None, None)
     assert (column.offsets.up, column.steps.up) == (before[0] - 0.5, max(0.0, before[1] - 0.5))
 
@@ -131,7 +149,7 @@ def test_a_block_of_which_half_is_there_has_a_mean_and_a_step() -> None:
 def test_a_step_has_a_floor() -> None:
     """A block that stands still has no logarithm."""
     column = Column(PLAIN)
-    column.add(SUMS._replace(way=0.0))
+    column.add(SUMS._replace(way=0.0), 0.0)
     assert column.step == math.log(0.25)
 
 
@@ -142,19 +160,19 @@ def test_a_step_has_a_floor() -> None:
 def test_a_column_far_from_its_training_may_be_another_one(total: float, far: float, *, is_far: bool) -> None:
     """To either side; one that is never tested is not."""
     column = Column(PLAIN._replace(far=far))
-    assert column.add(SUMS._replace(total=total)) == is_far
-    assert not column.add(SUMS._replace(total=1e9, present=10))
+    assert bool(column.add(SUMS._replace(total=total), 0.0) & IS_FAR) == is_far
+    assert not column.add(SUMS._replace(total=1e9, present=10), 0.0) & IS_FAR
 
 
 def test_a_step_is_compared_with_a_share_of_the_others() -> None:
     """Where either is not known, the sum stands still but for the slack."""
     column = Column(PLAIN._replace(beside=WATCHED._replace(mean=0.0), share=0.5))
-    column.add(SUMS._replace(way=63.0 * math.e**4))
+    column.add(SUMS._replace(way=63.0 * math.e**4), 0.0)
     column.add_beside(2.0)
     assert column.besides.up == pytest.approx((4.0 - 1.0) / 2.0 - 0.5)
     column.add_beside(None)
     assert column.besides.up == pytest.approx(0.5)
-    column.add(SUMS._replace(steps=0))
+    column.add(SUMS._replace(steps=0), 0.0)
     column.add_beside(-100.0)
     assert column.besides.up == pytest.approx(0.0)
     assert column.besides.down == 0.0
@@ -224,7 +242,7 @@ def test_a_state_rises_at_once_and_falls_after_calm_blocks(
         column.judge(is_swapped=False)
         found.append(column.state)
         if column.state:
-            assert column.cause == cause
+            assert column.reason.cause == cause
     assert tuple(found) == states
 
 
@@ -261,7 +279,7 @@ def test_a_column_that_looks_like_another_one_is_an_alarm() -> None:
     ):
         column.missing, column.outside = missing, outside
         column.judge(is_swapped=is_swapped)
-        found.append((column.state, column.cause))
+        found.append((column.state, column.reason.cause))
     assert found == [(2, Cause.SWAPPED), (2, Cause.SWAPPED), (2, Cause.OUTSIDE), (2, Cause.OUTSIDE)]
 
 
@@ -270,13 +288,13 @@ def test_a_reason_to_watch_is_shown_until_it_is_gone() -> None:
     column = Column(PLAIN)
     column.outside = 0.03
     column.judge(is_swapped=False)
-    assert (column.state, column.cause) == (1, Cause.OUTSIDE)
+    assert (column.state, column.reason.cause) == (1, Cause.OUTSIDE)
     column.missing = 0.034  # below 0.35: no reason
     column.judge(is_swapped=False)
-    assert column.cause == Cause.OUTSIDE
+    assert column.reason.cause == Cause.OUTSIDE
     column.missing = 0.036
     column.judge(is_swapped=False)
-    assert (column.state, column.cause) == (1, Cause.MISSING)
+    assert (column.state, column.reason.cause) == (1, Cause.MISSING)
 
 
 def test_a_column_begins_well() -> None:
@@ -308,6 +326,55 @@ def test_every_figure_is_kept_over_a_stop() -> None:
     column = Column(PLAIN)
     column.restore(saved)
     assert column.save() == saved
-    assert (column.cause, column.offsets.up, column.steps.down, column.besides.up) == (Cause.OFFSET, 4.0, 7.0, 11.0)
+    assert (column.reason.cause, column.offsets.up, column.steps.down, column.besides.up) == (
+        Cause.OFFSET,
+        4.0,
+        7.0,
+        11.0,
+    )
     with pytest.raises(ValueError, match="99"):
         Column(PLAIN).restore(saved._replace(cause=99))
+
+
+# --- what need not be judged --------------------------------------------------------------------------------------
+
+
+def test_a_column_that_is_ok_and_not_near_a_limit_need_not_be_judged() -> None:
+    """One that is judged only where `add` says so has the states of one that is judged after every block."""
+    limited = Statistic(mean=0.0, sd=1.0, slack=0.25, limit=4.0)
+    reference = PLAIN._replace(
+        offset=limited, step=limited, beside=limited, share=0.5, stuck_after=300.0, psi_limit=0.4, missing=0.02
+    )
+    reference = reference._replace(quiet=reference.least())
+    always, needed = Column(reference), Column(reference)
+    rng, skipped, states = random.Random(1), 0, set()
+    for _ in range(3000):
+        sums = SUMS._replace(
+            present=64 - rng.choice([0, 0, 0, 0, 0, 4, 5, 9]),
+            total=64.0 * rng.gauss(0.0, 0.8),
+            outside=rng.choice([0, 0, 0, 1, 2, 4]),
+            way=63.0 * math.exp(rng.gauss(0.0, 0.8)),
+            run=rng.choice([1, 1, 0]),
+        )
+        psi, others = rng.uniform(0.0, 0.32), rng.gauss(0.0, 1.0)
+        always.add(sums, psi)
+        always.add_beside(others)
+        always.judge(is_swapped=False)
+        at = needed.add(sums, psi) | IS_NEAR * needed.add_beside(others)
+        if at or needed.state:
+            needed.judge(is_swapped=False)
+        else:
+            skipped += 1
+        assert needed.save() == always.save()
+        states.add(always.state)
+    assert states == {0, 1, 2}
+    assert skipped > 100
+
+
+def test_a_sum_is_near_from_three_quarters_of_its_limit_on() -> None:
+    """A little below, since the severity is rounded otherwise; to either side."""
+    for sign in (1.0, -1.0):
+        sums = Cusum(Statistic(mean=0.0, sd=1.0, slack=0.0, limit=8.0))
+        assert [sums.add(sign * figure) for figure in (4.0, 1.999, 0.001, 4.0)] == [False, False, True, True]
+        assert max(sums.up, sums.down) == pytest.approx(10.0)
+    assert 0.7499 < NEAR < 0.75

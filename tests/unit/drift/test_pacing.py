@@ -95,7 +95,7 @@ def test_the_first_33_moments_of_a_block_are_looked_at() -> None:
     pacing.measure([2000.0, 3000.0], None)
     assert not pacing.wants_times
     pacing.measure([4000.0], None)
-    assert len(pacing._moments) == 34
+    assert len(pacing._moments) == 33
     pacing.judge(40, 0, 0.0)
     assert pacing.wants_times
     assert pacing.found == 1.0
