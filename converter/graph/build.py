@@ -4,7 +4,7 @@ Opset and IR version are pinned here, for every file that the converter writes.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ class GraphBuilder:
         self._nodes: list[onnx.NodeProto] = []
         self._constants: list[onnx.TensorProto] = []
         self._names: set[str] = set()
+        self._prefix = ""  # of names inside a body, which stay as they are when the graph is embedded in another
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
 
@@ -65,6 +66,24 @@ class GraphBuilder:
         name = self._fresh(f"{results[0]}_node")
         self._nodes.append(helper.make_node(kind, list(inputs), results, name=name, domain=domain, **attributes))
         return results
+
+    def choice(self, condition: str, yes: Callable[[], str], no: Callable[[], str]) -> str:
+        """An `If` node: a float32 value that `yes` or `no` computes, of which a session runs only the one it needs.
+
+        Args:
+            condition: a single bool.
+            yes: adds nodes, which may read every value of this graph, and returns the name of the last one's result.
+            no: likewise.
+        """
+        bodies = [self._body(name, make) for name, make in (("then", yes), ("else", no))]
+        return self.node("If", condition, then_branch=bodies[0], else_branch=bodies[1])
+
+    def _body(self, name: str, make: Callable[[], str]) -> onnx.GraphProto:
+        outside, before = self._nodes, self._prefix
+        self._nodes, self._prefix = [], self._fresh(name)
+        value = make()
+        nodes, self._nodes, self._prefix = self._nodes, outside, before
+        return helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(value, FLOAT, None)])
 
     def add(self, node: onnx.NodeProto) -> None:
         """Add a finished node under its own names."""
@@ -119,6 +138,7 @@ class GraphBuilder:
         return model
 
     def _fresh(self, wish: str) -> str:
+        wish = self._prefix or wish
         name, count = wish, 0
         while name in self._names:
             count += 1

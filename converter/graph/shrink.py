@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import onnx
 
 from converter.graph.build import needed, rename, replace_contents, serialize
-from converter.graph.constants import settle_constants
+from converter.graph.constants import graphs_of, settle_constants
 from converter.graph.int8 import separate
 from converter.graph.needless import drop_reshapes, name_outputs
 from converter.graph.shrink_trees import OPERATORS, drop_defaults, shrink_trees
@@ -78,7 +78,9 @@ def compact(model: onnx.ModelProto) -> onnx.ModelProto:
         tensor.doc_string = ""
     for node in graph.node:
         rename(node, mapping)
-        node.name = node.doc_string = ""
+    for each in graphs_of(graph):
+        for node in each.node:
+            node.name = node.doc_string = ""
     del graph.value_info[:]
     graph.doc_string = copy.doc_string = ""
     return copy

@@ -319,6 +319,10 @@ class Network:
         """A node of the graph with several outputs."""
         return self._build.nodes(kind, count, *inputs, **attributes)
 
+    def choice(self, condition: str, yes: Callable[[], str], no: Callable[[], str]) -> str:
+        """A node that computes one of two float32 values."""
+        return self._build.choice(condition, yes, no)
+
 
 def _handle(operator: Any) -> str:
     name = operator.builtinOptions.sharedName

@@ -1,11 +1,11 @@
 """The operators of TFLite, each as its ONNX counterpart. `OPERATORS` is the table; what is not in it is refused."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from converter.load.tflite_lstm import lstm
 from converter.load.tflite_network import Network
 from edge_runtime.errors import CommandError
 
@@ -118,7 +118,9 @@ def _sliced(network: Network, operator: Any) -> None:
         if options.shrinkAxisMask >> axis & 1:
             last = first + 1 if first != -1 else far
         starts.append((far if step < 0 else 0) if options.beginMask >> axis & 1 else first)
-        stops.append((-far if step < 0 else far) if options.endMask >> axis & 1 else last)
+        is_whole = axis == 0 and (first, step, last) == (0, 1, network.shape(x)[0])  # the bundle's batch is free
+        is_open = options.endMask >> axis & 1 or (is_whole and not options.shrinkAxisMask & 1)
+        stops.append((-far if step < 0 else far) if is_open else last)
     axes = list(range(len(stride)))
     parts = [network.constant(part, np.int64) for part in (starts, stops, axes, stride)]
     result = network.node("Slice", network.value(x), *parts)
@@ -130,7 +132,13 @@ def _sliced(network: Network, operator: Any) -> None:
 
 def _slice(network: Network, operator: Any) -> None:
     begin, size = (_whole(network, index) for index in operator.inputs[1:])
-    ends = [np.iinfo(np.int64).max if count < 0 else first + count for first, count in zip(begin, size, strict=True)]
+    far, sizes = np.iinfo(np.int64).max, network.shape(operator.inputs[0])
+    # A part that is the whole axis stays open: the batch of the file is 1, that of the bundle is free.
+    whole = [first == 0 and count == full for first, count, full in zip(begin, size, sizes, strict=True)]
+    ends = [
+        far if count < 0 or is_whole else first + count
+        for first, count, is_whole in zip(begin, size, whole, strict=True)
+    ]
     parts = [network.constant(part, np.int64) for part in (begin, ends)]
     network.give(operator.outputs[0], network.node("Slice", network.value(operator.inputs[0]), *parts))
 
@@ -184,73 +192,6 @@ def _leaky(network: Network, operator: Any) -> None:
     network.give(operator.outputs[0], network.node("LeakyRelu", network.value(operator.inputs[0]), alpha=alpha))
 
 
-def _lstm(network: Network, operator: Any) -> None:
-    """`UNIDIRECTIONAL_SEQUENCE_LSTM` on floats, its steps unrolled, since TFLite clips the cell and ONNX does not.
-
-    Windows of several readings begin with a zero state, as in training; windows of one reading pass the state on.
-    """
-    x, options = operator.inputs[0], operator.builtinOptions
-    inputs = [int(index) for index in operator.inputs]
-    weights = [index for index in (*inputs[1:9], *inputs[12:16]) if index >= 0]
-    absent = [*inputs[1:9], *inputs[12:16]]
-    if not network.is_float(x) or not all(map(network.is_float, weights)):
-        raise CommandError(f"{network.place}: no ONNX form is known for an LSTM of integers: export it in float32")
-    if min(absent) < 0 or max(inputs[9:12]) >= 0 or max(inputs[16:18]) >= 0 or max(inputs[20:24], default=-1) >= 0:
-        raise CommandError(
-            f"{network.place}: no ONNX form is known for an LSTM with peepholes, projection, coupled gates or "
-            "normalised layers"
-        )
-    if options.timeMajor or options.fusedActivationFunction != _TANH or options.projClip:
-        raise CommandError(f"{network.place}: expected an LSTM with tanh and batches first, found another kind")
-    constants = {index: network.array(index) for index in weights}
-    if any(array is None for array in constants.values()):
-        raise CommandError(f"{network.place}: expected constant weights, found computed ones")
-    table = [np.asarray(constants[index]) for index in absent]
-    length, units = network.shape(x)[1], table[0].shape[0]
-    columns = 4 * units
-    # The three gates of a sigmoid stand side by side, so that each step has one: every node costs a device.
-    from_input = network.constant(_gates(table[:4]).T)
-    from_before = network.constant(_gates(table[4:8]).T)
-    bias = network.constant(_gates(table[8:]))
-    gates = network.node("Add", network.node("MatMul", network.value(x), from_input), bias)
-    flat = network.node("Reshape", gates, network.constant([-1, length * columns], np.int64))
-    fed = network.nodes("Split", length, flat, network.constant([columns] * length, np.int64), axis=1)
-    names = [f"lstm_{operator.outputs[0]}_{part}" for part in ("output", "cell")]
-    before, cell = (
-        (network.held(name, index) for name, index in zip(names, inputs[18:20], strict=True))
-        if length == 1
-        else ("", "")
-    )
-    steps = []
-    for given in fed:
-        step = network.node("Add", given, network.node("MatMul", before, from_before)) if before else given
-        gated, plain = network.nodes("Split", 2, step, network.constant([3 * units, units], np.int64), axis=1)
-        opened = network.node("Sigmoid", gated)
-        enter, forget, output = network.nodes("Split", 3, opened, network.constant([units] * 3, np.int64), axis=1)
-        fresh = network.node("Mul", enter, network.node("Tanh", plain))
-        cell = network.node("Add", network.node("Mul", forget, cell), fresh) if cell else fresh
-        if options.cellClip > 0:
-            limits = network.constant(-options.cellClip), network.constant(options.cellClip)
-            cell = network.node("Clip", cell, *limits)
-        before = network.node("Mul", output, network.node("Tanh", cell))
-        steps.append(before)
-    if length == 1:
-        for name, value, index in zip(names, (before, cell), inputs[18:20], strict=True):
-            network.hold(name, value, index)
-    whole = network.node("Concat", *steps, axis=1) if length > 1 else steps[0]
-    whole = network.node("Reshape", whole, network.constant([-1, length, units], np.int64))
-    network.give(operator.outputs[0], whole)
-
-
-def _gates(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """Weights of the gates enter, forget, cell and output, as enter, forget, output and cell."""
-    enter, forget, cell, output = parts
-    return np.concatenate([enter, forget, output, cell])
-
-
-_TANH = 4  # of TFLite's ActivationFunctionType
-
-
 def _whole(network: Network, index: int) -> list[int]:
     """A constant list of whole numbers."""
     array = network.array(index)
@@ -298,7 +239,7 @@ OPERATORS: dict[str, Callable[[Network, Any], None]] = {
     "SPLIT": _split,
     "SPLIT_V": _split,
     "GATHER": _gather,
-    "UNIDIRECTIONAL_SEQUENCE_LSTM": _lstm,
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": lstm,
     "VAR_HANDLE": Network.handle,
     "READ_VARIABLE": Network.read_variable,
     "ASSIGN_VARIABLE": Network.assign_variable,
