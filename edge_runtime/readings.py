@@ -4,7 +4,7 @@ Everything that one wake-up of the loop brought from one source travels as one `
 device pays its costs per wake-up and not per reading.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -137,4 +137,4 @@ class Carry:
     __slots__ = ("parts",)
 
     def __init__(self) -> None:
-        self.parts: list[Floats] | None = None
+        self.parts: Sequence[Floats] | None = None

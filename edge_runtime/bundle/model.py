@@ -11,7 +11,7 @@ every processor (`int8.py`).
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -261,6 +261,51 @@ class Model:
             carries[row].parts = [state[place].copy() for state in states]
 
 
+class _Place(NamedTuple):
+    """Where a state stands in a block, in numbers of float32."""
+
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+
+
+class PackedStates(Sequence[Floats]):
+    """The states of a stream, views `[*shape]` of one block, so that a call copies all of them at once.
+
+    Args:
+        block: float32 `[numbers]`.
+        layout: the place of each state.
+    """
+
+    __slots__ = ("block", "layout")
+
+    def __init__(self, block: Floats, layout: tuple[_Place, ...]) -> None:
+        self.block, self.layout = block, layout
+
+    def __len__(self) -> int:
+        return len(self.layout)
+
+    def __getitem__(self, index: Any) -> Any:
+        """A state; its numbers are those of the block.
+
+        Raises:
+            IndexError: there are fewer.
+        """
+        start, stop, shape = self.layout[index]
+        return self.block[start:stop].reshape(shape)
+
+
+_STEP = 16  # states begin at multiples of so many numbers, 64 bytes
+
+
+def _layout_of(shapes: Sequence[tuple[int, ...]]) -> tuple[_Place, ...]:
+    places, start = [], 0
+    for shape in shapes:
+        places.append(_Place(start, start + math.prod(shape), shape))
+        start = -(-places[-1].stop // _STEP) * _STEP
+    return tuple(places)
+
+
 class _Single:
     """One window through buffers that were bound once, without allocations and lookups by name.
 
@@ -278,11 +323,14 @@ class _Single:
             buffers[name] = np.zeros((1, *port.shape), port.dtype)
             self._bind(binding.bind_output, name, buffers[name])
         self._scores = Scores.of(buffers, named=manifest.task in NAMED_TASKS)
-        self._before = [np.zeros((1, *state.shape), np.float32) for state in manifest.state]
-        self._after = [np.zeros((1, *state.shape), np.float32) for state in manifest.state]
+        self._layout = _layout_of([state.shape for state in manifest.state])
+        self._before, self._after = (
+            PackedStates(np.zeros(self._layout[-1].stop if self._layout else 0, np.float32), self._layout)
+            for _ in range(2)
+        )
         for state, before, after in zip(manifest.state, self._before, self._after, strict=True):
-            self._bind(binding.bind_input, state.input, before)
-            self._bind(binding.bind_output, state.output, after)
+            self._bind(binding.bind_input, state.input, before[np.newaxis])
+            self._bind(binding.bind_output, state.output, after[np.newaxis])
         self._call = _bound_call(session, binding)
 
     @classmethod
@@ -296,19 +344,25 @@ class _Single:
         return cls(session, manifest) if all(found.get(name) == port for name, port in wanted.items()) else None
 
     def run(self, window: Floats, carries: Sequence[Carry] | None) -> Scores:
-        self._window[:] = window
-        if self._before:
-            self._begin(carries)
+        self._window[...] = window
+        if not self._layout:
+            self._call()
+            return self._scores
+        self._begin(carries[0].parts if carries else None)
         self._call()
-        if self._after and carries:
-            carries[0].parts = [state[0].copy() for state in self._after]
+        if carries:
+            carries[0].parts = PackedStates(self._after.block.copy(), self._layout)
         return self._scores
 
-    def _begin(self, carries: Sequence[Carry] | None) -> None:
+    def _begin(self, held: Sequence[Floats] | None) -> None:
         """The states as the call before left them, or zeros."""
-        held = carries[0].parts if carries else None
-        for index, state in enumerate(self._before):
-            state[0] = 0.0 if held is None else held[index]
+        if held is None:
+            self._before.block[...] = 0.0
+        elif isinstance(held, PackedStates) and held.layout == self._layout:
+            self._before.block[...] = held.block
+        else:  # restored from a file, sent by a client, or left by a call with many windows
+            for state, part in zip(self._before, held, strict=True):
+                state[...] = part
 
     def run_each(self, windows: Floats) -> Scores:
         """Window by window, for a model whose kernels change the last bits with the batch size.

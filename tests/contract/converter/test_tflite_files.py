@@ -214,10 +214,13 @@ def test_the_wake_word_s_variables_become_states_to_the_bit(shared_data: Path, t
     interpreter = Interpreter(model_path=str(path), experimental_preserve_all_tensors=True)
     interpreter.allocate_tensors()
     scales = {item["index"]: item["quantization"] for item in interpreter.get_tensor_details()}
-    model, carry = Model(opened), Carry()
+    model, carry, other = Model(opened), Carry(), Carry()
     moved = []
     for row in x:
         found = model.run(row[None].astype(np.float32), [carry])
+        lent = model.run_borrowed(row[None].astype(np.float32), [other])
+        assert np.asarray(lent.scores).tobytes() == np.asarray(found.scores).tobytes()
+        assert [part.tobytes() for part in other.parts or []] == [part.tobytes() for part in carry.parts or []]
         interpreter.set_tensor(interpreter.get_input_details()[0]["index"], row[None])
         interpreter.invoke()
         score = np.float32(interpreter.get_tensor(93)[0, 0]) * np.float32(1 / 256)

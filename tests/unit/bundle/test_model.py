@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 
 from edge_runtime.bundle import model as model_module
-from edge_runtime.bundle.model import Model, ModelError, ModelOptions, Scores, _bound_call
+from edge_runtime.bundle.model import Model, ModelError, ModelOptions, PackedStates, Scores, _bound_call, _layout_of
 from edge_runtime.bundle.open import open_bundle
 from edge_runtime.errors import BundleError
 from edge_runtime.readings import Carry
@@ -90,6 +90,29 @@ def test_a_recurrent_model_goes_the_short_way_and_keeps_its_state_when_a_call_fa
     assert [part.tobytes() for part in carry.parts or []] == [part.tobytes() for part in before]
     fresh, alone = model.run_borrowed(windows[2:], [Carry()]).arrays(), model.run(windows[2:]).arrays()
     assert all(fresh[name].tobytes() == part.tobytes() for name, part in alone.items())
+
+
+def test_the_states_of_a_stream_are_views_of_one_block(tmp_path: Path) -> None:
+    """Each begins at 64 bytes; there are as many as the model has, and a list of arrays from elsewhere is taken too."""
+    layout = _layout_of([(2, 3), (), (17,), (1, 1, 4)])
+    assert [(place.start, place.stop) for place in layout] == [(0, 6), (16, 17), (32, 49), (64, 68)]
+    states = PackedStates(np.arange(68, dtype=np.float32), layout)
+    assert [part.shape for part in states] == [(2, 3), (), (17,), (1, 1, 4)]
+    assert [part.ravel().tolist() for part in states] == [
+        [float(number) for number in range(place.start, place.stop)] for place in layout
+    ]
+    states[2][...] = 0.0
+    assert not states.block[32:49].any()
+    with pytest.raises(IndexError):
+        states[4]
+    model = _load(builders.stateful(), tmp_path)
+    packed, plain, windows = Carry(), Carry(), _windows(4, 2, 2)
+    for row in range(4):
+        lent = model.run_borrowed(windows[row : row + 1], [packed]).arrays()
+        one = {name: part.tobytes() for name, part in lent.items()}
+        plain.parts = None if plain.parts is None else [part.copy() for part in plain.parts]
+        lent = model.run_borrowed(windows[row : row + 1], [plain]).arrays()
+        assert one == {name: part.tobytes() for name, part in lent.items()}
 
 
 def test_a_bound_call_goes_past_the_wrapper_where_it_knows_the_inside(tmp_path: Path) -> None:
