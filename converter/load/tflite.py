@@ -19,6 +19,7 @@ from converter.load.kind import Loader, ModelFile
 from converter.load.onnx import OnnxModel
 from converter.load.optional import require
 from converter.load.source import StateTensor
+from converter.load.tflite_merge import merge_parts
 from converter.load.tflite_network import Network
 from converter.load.tflite_operators import OPERATORS
 from converter.spec import Spec
@@ -40,6 +41,7 @@ def load(path: Path, spec: Spec) -> "TfliteModel":
         widened = _widen(schema, model)
         if widened:
             data = _packed(model)
+        merge_parts(schema, model)
         network = Network(schema, model, str(path), spec)
     except CommandError:
         raise
