@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from converter.graph.build import FLOAT, INT64, OPSET, GraphBuilder, opset_of
+from converter.graph.build import FLOAT, INT64, OPSET, GraphBuilder, opset_of, uses
 from converter.graph.shrink_trees import forget_missing
 from converter.graph.suppress import suppressed
 from converter.load.source import Core, StateTensor
@@ -141,6 +141,10 @@ def _feed(
     if shape != wanted:
         value = builder.node("Reshape", value, builder.constant([0, *wanted], np.int64))
     kind = _kind_of(core, name)
+    if kind in _STEPS and _is_only_dequantised(core, name):
+        # Rounded and limited by one node; onnxruntime then joins it with what follows, as it does between layers.
+        zero = builder.constant(0, _STEPS[kind])
+        return builder.node("QuantizeLinear", value, builder.constant(1.0), zero), value
     if kind in _INTEGERS:
         fed = builder.node("Round", value)
         if kind in _LIMITS:
@@ -158,7 +162,15 @@ _LIMITS: dict[int, tuple[float, float]] = {
     TensorProto.INT16: (-32768.0, 32767.0),
 }
 
+_STEPS: dict[int, type] = {TensorProto.UINT8: np.uint8, TensorProto.INT8: np.int8}
 _INTEGERS = (*_LIMITS, TensorProto.INT32, TensorProto.INT64, TensorProto.UINT32, TensorProto.UINT64)
+
+
+def _is_only_dequantised(core: Core, name: str) -> bool:
+    """Whether an input is a rounded value that the model turns into real numbers, and nothing else."""
+    readers = [node.op_type for node in core.model.graph.node if name in uses(node)]
+    outputs = {output.name for output in core.model.graph.output}
+    return bool(readers) and set(readers) == {"DequantizeLinear"} and name not in outputs
 
 
 def _kind_of(core: Core, name: str) -> int:

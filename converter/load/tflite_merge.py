@@ -32,7 +32,7 @@ class _Merge:
         self._readers = Counter([*read, *map(int, self.graph.outputs)])
 
     def kind(self, operator: Any) -> str:
-        return self._kinds[operator.opcodeIndex]
+        return str(self._kinds[operator.opcodeIndex])
 
     def tensor(self, index: int) -> Any:
         return self.graph.tensors[int(index)]
