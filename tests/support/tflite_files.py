@@ -39,7 +39,7 @@ class TfliteFile:
         graph.tensors.append(tensor)
         return len(graph.tensors) - 1
 
-    def quantize(self, graph: Any, index: int, scale: Sequence[float], zero: int = 0, axis: int = 0) -> int:
+    def quantize(self, graph: Any, index: int, scale: Sequence[float], *, zero: int = 0, axis: int = 0) -> int:
         """Give a tensor its scale, or one for each channel along an axis; returns the tensor."""
         found = self._schema.QuantizationParametersT()
         found.scale, found.zeroPoint = list(scale), [zero] * len(scale)

@@ -31,7 +31,7 @@ def lstm_file(path: Path, clip: float) -> list[NDArray[Any]]:
     graph = file.graph()
 
     def tensor(name: str, shape: tuple[int, ...], value: Any = None) -> int:
-        return file.tensor(graph, name, "FLOAT32", shape, value)
+        return file.tensor(graph, name, "FLOAT32", shape, value=value)
 
     x, result = tensor("x", (1, LENGTH, 1)), tensor("y", (1, LENGTH, UNITS))
     tables = [[tensor(f"{kind}{n}", each.shape, each) for n, each in enumerate(group)]
@@ -41,15 +41,15 @@ def lstm_file(path: Path, clip: float) -> list[NDArray[Any]]:
         graph.tensors[state].isVariable = True
     none = -1
     inputs = [x, *tables[0], *tables[1], none, none, none, *tables[2], none, none, *states, none, none, none, none]
-    file.operator(graph, "UNIDIRECTIONAL_SEQUENCE_LSTM", inputs, [result], "UnidirectionalSequenceLSTMOptions",
+    file.operator(graph, "UNIDIRECTIONAL_SEQUENCE_LSTM", inputs, [result], options="UnidirectionalSequenceLSTMOptions",
                   fusedActivationFunction=4, cellClip=clip, projClip=0.0, timeMajor=False)  # fmt: skip
     last = tensor("last", (1, UNITS))
-    begin = file.tensor(graph, "begin", "INT32", (3,), np.array([0, LENGTH - 1, 0], np.int32))
-    size = file.tensor(graph, "size", "INT32", (3,), np.array([1, 1, UNITS], np.int32))
+    begin = file.tensor(graph, "begin", "INT32", (3,), value=np.array([0, LENGTH - 1, 0], np.int32))
+    size = file.tensor(graph, "size", "INT32", (3,), value=np.array([1, 1, UNITS], np.int32))
     part = tensor("part", (1, 1, UNITS))
-    file.operator(graph, "SLICE", [result, begin, size], [part], "SliceOptions")
-    shape = file.tensor(graph, "shape", "INT32", (2,), np.array([1, UNITS], np.int32))
-    file.operator(graph, "RESHAPE", [part, shape], [last], "ReshapeOptions", newShape=[1, UNITS])
+    file.operator(graph, "SLICE", [result, begin, size], [part], options="SliceOptions")
+    shape = file.tensor(graph, "shape", "INT32", (2,), value=np.array([1, UNITS], np.int32))
+    file.operator(graph, "RESHAPE", [part, shape], [last], options="ReshapeOptions", newShape=[1, UNITS])
     graph.inputs, graph.outputs = [x], [last]
     file.save(path)
     return [np.stack(fed), np.stack(before), np.stack(bias)]

@@ -27,18 +27,18 @@ def mixed(path: Path, *, rectified: bool = False, version: str = "SPLIT") -> Pat
     graph = file.graph()
 
     def whole(name: str, shape: tuple[int, ...], scale: float = SCALE, zero: int = ZERO) -> int:
-        return file.quantize(graph, file.tensor(graph, name, "INT8", shape), [scale], zero)
+        return file.quantize(graph, file.tensor(graph, name, "INT8", shape), [scale], zero=zero)
 
     def sizes(name: str, *values: int) -> int:
-        return file.tensor(graph, name, "INT32", (len(values),), np.array(values, np.int32))
+        return file.tensor(graph, name, "INT32", (len(values),), value=np.array(values, np.int32))
 
     x = whole("x", (1, ROWS, 1, CHANNELS))
     parts = [whole(f"part{n}", (1, ROWS, 1, 2)) for n in range(3)]
-    axis = file.tensor(graph, "axis", "INT32", (), np.array(3, np.int32))
+    axis = file.tensor(graph, "axis", "INT32", (), value=np.array(3, np.int32))
     if version == "SPLIT":
-        file.operator(graph, "SPLIT", [axis, x], parts, "SplitOptions", numSplits=3)
+        file.operator(graph, "SPLIT", [axis, x], parts, options="SplitOptions", numSplits=3)
     else:
-        file.operator(graph, "SPLIT_V", [x, sizes("sizes", 2, 2, 2), axis], parts, "SplitVOptions", numSplits=3)
+        file.operator(graph, "SPLIT_V", [x, sizes("sizes", 2, 2, 2), axis], parts, options="SplitVOptions", numSplits=3)
     out_rows, convolved = 3, []
     for number, (part, kernel, start) in enumerate(zip(parts, KERNELS, (4, 2, 0), strict=True)):
         taken = part
@@ -46,22 +46,22 @@ def mixed(path: Path, *, rectified: bool = False, version: str = "SPLIT") -> Pat
             taken = whole(f"cut{number}", (1, ROWS - start, 1, 2))
             limits = [sizes(f"{kind}{number}", *values) for kind, values in
                       (("begin", (0, start, 0, 0)), ("end", (0, 0, 0, 0)), ("step", (1, 1, 1, 1)))]  # fmt: skip
-            file.operator(graph, "STRIDED_SLICE", [part, *limits], [taken], "StridedSliceOptions",
+            file.operator(graph, "STRIDED_SLICE", [part, *limits], [taken], options="StridedSliceOptions",
                           beginMask=13, endMask=15)  # fmt: skip
         scales = [0.02 + 0.01 * number, 0.03]
         kernel_values = rng.integers(-127, 128, (1, kernel, 1, 2)).astype(np.int8)
-        weight = file.tensor(graph, f"w{number}", "INT8", kernel_values.shape, kernel_values)
+        weight = file.tensor(graph, f"w{number}", "INT8", kernel_values.shape, value=kernel_values)
         file.quantize(graph, weight, scales, axis=3)
-        bias = file.tensor(graph, f"b{number}", "INT32", (2,), rng.integers(-900, 900, 2).astype(np.int32))
+        bias = file.tensor(graph, f"b{number}", "INT32", (2,), value=rng.integers(-900, 900, 2).astype(np.int32))
         file.quantize(graph, bias, [SCALE * scale for scale in scales])
         result = whole(f"y{number}", (1, out_rows, 1, 2), OUT_SCALE, OUT_ZERO)
         function = 1 if rectified and number == 1 else 0
-        file.operator(graph, "DEPTHWISE_CONV_2D", [taken, weight, bias], [result], "DepthwiseConv2DOptions",
+        file.operator(graph, "DEPTHWISE_CONV_2D", [taken, weight, bias], [result], options="DepthwiseConv2DOptions",
                       padding=1, strideH=1, strideW=1, depthMultiplier=1, dilationHFactor=1, dilationWFactor=1,
                       fusedActivationFunction=function)  # fmt: skip
         convolved.append(result)
     joined = whole("joined", (1, out_rows, 1, CHANNELS), OUT_SCALE, OUT_ZERO)
-    file.operator(graph, "CONCATENATION", convolved, [joined], "ConcatenationOptions", axis=-1)
+    file.operator(graph, "CONCATENATION", convolved, [joined], options="ConcatenationOptions", axis=-1)
     graph.inputs, graph.outputs = [x], [joined]
     return file.save(path)
 
