@@ -11,6 +11,7 @@ thread that outlives it is not seen to reach it.
 """
 
 import contextlib
+import ctypes
 import gc
 import importlib
 import importlib.abc
@@ -40,6 +41,7 @@ MEMORY = Path("/dev/shm")
 MORE_TIME = 4  # a break may make a test take so much longer, and some seconds of CPU, before it counts as a hang
 SPARE_S = 2.0
 WALL_PER_CPU = 15  # on a busy machine
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass
@@ -257,6 +259,7 @@ def _in_child(run: Callable[[], int], seconds: float) -> int:
     if child == 0:
         code = 4
         with contextlib.suppress(BaseException):
+            _end_with_parent()
             os.setsid()
             _be_quiet()
             most = int(MORE_TIME * seconds + SPARE_S)
@@ -278,6 +281,11 @@ def _in_child(run: Callable[[], int], seconds: float) -> int:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)  # what its tests have started
     return os.waitstatus_to_exitcode(status)
+
+
+def _end_with_parent() -> None:
+    """A run that is ended from outside leaves no child that waits for ever, with the run's locks."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _be_quiet() -> None:
@@ -308,6 +316,7 @@ def run_module(module: Module, mutants: list[Mutant], until: float, show: Callab
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
+        _end_with_parent()
         os.close(reader)
         with os.fdopen(writer, "w", buffering=1) as out:
 
