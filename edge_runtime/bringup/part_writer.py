@@ -115,6 +115,17 @@ class PartWriter:
         self._size += len(data)
         self.written += len(data)
 
+    def describe(self) -> None:
+        """Write the description as it is now.
+
+        Raises:
+            CommandError: the disk is full, or gone.
+        """
+        try:
+            write_about(self._folder, self.about)
+        except OSError as error:
+            raise CommandError(f"{self._folder}: cannot be written any more: {error.strerror}") from error
+
     def _next_part(self) -> None:
         if self._part is not None:
             os.close(self._part)

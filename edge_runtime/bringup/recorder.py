@@ -35,6 +35,7 @@ from edge_runtime.system.loop import Loop
 
 _MOST_STREAMS = 10_000  # keys whose rates are shown
 SHOW_S = 1.0
+DESCRIBE_S = 10.0  # after the first reading: then a kill leaves the rate in the description
 
 
 class Recorder:
@@ -74,6 +75,7 @@ class Recorder:
         self._loop = loop
         self._part_bytes = part_bytes
         self._writer: PartWriter | None = None
+        self._describe_at: float | None = None
         self._clock = Clock()
         self._stopping = False
         self._last_state = ""
@@ -249,12 +251,17 @@ class Recorder:
             started=time.time(),
         )
         self._writer = PartWriter(self._folder, about, self._part_bytes)
+        self._describe_at = self._loop.time() + DESCRIBE_S
         return self._writer
 
     def _flush(self) -> None:
         if self._writer is not None and self._fault is None:
             try:
                 self._writer.flush()
+                if self._describe_at is not None and self._loop.time() >= self._describe_at:
+                    self._describe_at = None
+                    self._writer.about.rate_hz = self.rate_hz()
+                    self._writer.describe()
             except CommandError as error:
                 self._fault = error
                 self.stop()

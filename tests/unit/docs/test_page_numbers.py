@@ -112,6 +112,7 @@ NUMBERS = [
     ("truth", "within `tolerance` of it, waits for 2 seconds", model_truth.NEAR_WAIT_S, 2),
     ("truth", "At most 1,000 truths of each model wait", model_truth.MOST_EARLY, 1000),
     ("bringup", "written and synchronised twice a second", part_writer.WRITE_S, 0.5),
+    ("bringup", "ten seconds after the first reading", recorder.DESCRIBE_S, 10.0),
     ("bringup", "Once a second the terminal shows", recorder.SHOW_S, 1.0),
     ("truth", "wait for their truth, 1,000 by default", TruthTable().remember, 1000),
 ]  # fmt: skip

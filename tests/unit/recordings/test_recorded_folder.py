@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from edge_runtime.batch.run import PredictOptions, predict
+from edge_runtime.bringup import recorder as recorder_module
 from edge_runtime.bringup.found_channels import finding
 from edge_runtime.bringup.part_writer import PartWriter
 from edge_runtime.bringup.recorded_rate import StreamRate, median_rate_hz
@@ -307,6 +308,17 @@ def test_a_channel_may_have_any_name_that_a_sensor_gives_it(tmp_path: Path) -> N
     assert batch.keys == ["k"]
     (only,) = _replayed(tmp_path / "r", ("c;d", "a,b"))
     assert only.values.tolist() == [[4.0, 1.0]]
+
+
+def test_the_rate_is_in_the_description_before_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some seconds after the first reading, so that a recording that a kill has ended tells it."""
+    monkeypatch.setattr(recorder_module, "DESCRIBE_S", 0.0)
+    recorder = _recorder(tmp_path / "r", tmp_path)
+    _record(recorder, [[number, 0.0] for number in range(9)], ["k"] * 9, [number / 4 for number in range(9)])
+    assert read_about(tmp_path / "r").rate_hz is None
+    recorder._flush()
+    found = read_about(tmp_path / "r")
+    assert (found.rate_hz, found.readings, found.ended) == (4.0, 9, None)
 
 
 def test_a_key_with_a_line_break_is_counted_and_not_recorded(tmp_path: Path) -> None:
