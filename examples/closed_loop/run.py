@@ -456,6 +456,7 @@ def main() -> int:
         return error.exit_code
     story.pictures["timeline"] = timeline([(part.name, part.windows, part.drift_at_end) for part in story.parts])
     if arguments.page:
+        (arguments.page.parent / "images").mkdir(parents=True, exist_ok=True)
         arguments.page.write_text(page(story))
         for name, picture in story.pictures.items():
             (arguments.page.parent / "images" / f"closed-loop-{name}.svg").write_text(picture)

@@ -22,7 +22,6 @@ def _rows(page: str) -> list[tuple[str, int, str, float]]:
 
 def test_the_world_changes_and_the_model_follows(tmp_path: Path) -> None:
     """The page is made anew, and says what the one in `docs/` says; what is kept by chance changes the digits."""
-    (tmp_path / "docs" / "images").mkdir(parents=True)
     page = tmp_path / "docs" / "closed-loop.md"
     command = [sys.executable, "-m", "examples.closed_loop.run", "--work", str(tmp_path / "work"), "--page", str(page)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=280)
