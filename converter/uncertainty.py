@@ -26,11 +26,15 @@ from converter.evaluate import Truth
 from converter.load.source import Answer
 from converter.spec import UncertaintySpec
 from edge_runtime.bundle.manifest import Confidence, Task, Uncertainty
+from edge_runtime.bundle.uncertainty import chance_right
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
 from edge_runtime.truth.figures import wilson
 
 TASKS = ("classification", "regression")
+_ALSO: dict[str, str] = {
+    "multilabel": ", or build one model for each label: sets and an estimated accuracy belong to one label of several"
+}
 MOST_BINS, LEAST_IN_BIN = 20, 25
 ERROR_BINS = 10
 _BLOCKS = 10
@@ -70,6 +74,7 @@ def check_spec(spec: UncertaintySpec, task: Task, rows: int, *, has_truth: bool,
     if task not in TASKS:
         raise CommandError(
             f"[uncertainty]: expected a model of the task {' or '.join(TASKS)}, found {task}: leave it out"
+            f"{_ALSO.get(task, '')}"
         )
     if not has_truth:
         raise CommandError(
@@ -201,6 +206,7 @@ def in_words(made: Uncertainty, held: HeldOut, answer: Answer, truth: Truth) -> 
         sentences.append(
             f"calibrated scores: on {known.checked:,} unseen rows they promise an accuracy of {known.estimated:.4g}, "
             f"and {known.accuracy:.4g} were right; over bins of the score they are off by {known.error:.2g} on average"
+            f"{_over_blocks(known, held, answer, truth)}"
         )
     sentences.append(
         f"the uncertainty is calibrated on {held.place}; a model that was trained on these rows is surer than it may "
@@ -217,7 +223,18 @@ def _sizes(made: Uncertainty, answer: Answer) -> str:
     return f"{np.mean(sizes == 1):.3g} of the sets hold one label, {np.mean(sizes == 0):.3g} none"
 
 
-def _parts(inside: NDArray[np.bool_], blocks: NDArray[Any] | None) -> Sequence[NDArray[np.bool_]]:
+def _over_blocks(known: Confidence, held: HeldOut, answer: Answer, truth: Truth) -> str:
+    """How far the promise of single blocks is off: a device shows that of its last windows, which are as much alike."""
+    assert answer.scores is not None
+    assert answer.label is not None
+    assert truth.label is not None
+    score = answer.scores[np.arange(len(truth.label)), answer.label].astype(np.float64)
+    late = chance_right(known, score) - (answer.label == truth.label)
+    off = [abs(float(part.mean())) for part in _parts(late, held.blocks)]
+    return f", over {len(off)} blocks by {np.mean(off):.2g}, at most by {max(off):.2g}"
+
+
+def _parts(inside: NDArray[Any], blocks: NDArray[Any] | None) -> Sequence[NDArray[Any]]:
     """The rows of each block; ten runs of rows without blocks."""
     if blocks is not None and len(np.unique(blocks)) > 1:
         return [inside[blocks == name] for name in np.unique(blocks)]

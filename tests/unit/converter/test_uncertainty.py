@@ -115,6 +115,7 @@ def test_overconfident_scores_are_corrected() -> None:
     ("task", "rows", "has_truth", "sentence"),
     [
         ("anomaly", 100, True, "expected a model of the task classification or regression, found anomaly"),
+        ("multilabel", 100, True, "found multilabel: leave it out, or build one model for each label"),
         ("classification", 100, False, "expected rows with their truth to calibrate by, found none"),
         ("classification", 18, True, "expected at least 19 rows to calibrate a coverage of 0.95 by, found 18"),
     ],
@@ -135,5 +136,17 @@ def test_the_user_is_told_what_was_held_and_by_which_rows() -> None:
     assert said[0].startswith("uncertainty: asked for 0.9, ")
     assert "of 1,000 unseen rows" in said[0]
     assert "calibrated scores: on 1,000 unseen rows" in said[1]
+    answer, truth = other
+    known = uncertainty_of(spec, one, other).confidence
+    assert known is not None
+    assert answer.scores is not None
+    assert truth.label is not None
+    off = []
+    for block in range(5):  # of the rows that check, by a plain list
+        rows = range(200 * block, 200 * block + 200)
+        chances = [np.interp(float(answer.scores[row].max()), known.scores, known.shares) for row in rows]
+        right = [int(answer.scores[row].argmax()) == int(truth.label[row]) for row in rows]
+        off.append(abs(sum(chances) - sum(right)) / 200)
+    assert said[1].endswith(f", over 5 blocks by {sum(off) / 5:.2g}, at most by {max(off):.2g}")
     assert "500 rows of d.npz" in said[2]
     assert "hold them out of training" in said[2]
