@@ -168,7 +168,15 @@ def _bundles(folder: Path, count: int) -> list[Path]:
 
 
 def config(
-    folder: Path, port: int, size: Size, bundles: list[Path], *, more: str = "", source: str = "", model: str = ""
+    folder: Path,
+    port: int,
+    size: Size,
+    bundles: list[Path],
+    *,
+    more: str = "",
+    source: str = "",
+    model: str = "",
+    health_interval: float = 2.0,
 ) -> str:
     """A device file; `more` is added at its end, `source` and `model` to each such table."""
     tables = []
@@ -181,7 +189,7 @@ def config(
     return f"""
 [device]
 id = "bench"
-health_interval = 2.0
+health_interval = {health_interval}
 
 {chr(10).join(tables)}
 [upstream]

@@ -22,6 +22,16 @@ def subscribe(topic: str, qos: int) -> bytes:
     return bytes([0x82]) + _length(len(body)) + body
 
 
+def suback(subscription: bytes) -> bytes:
+    """SUBACK that grants QoS 1 for every filter in the body of a SUBSCRIBE."""
+    at, filters = 2, 0
+    while at < len(subscription):
+        at += 2 + int.from_bytes(subscription[at : at + 2], "big") + 1
+        filters += 1
+    body = subscription[:2] + bytes([1]) * filters
+    return bytes([0x90]) + _length(len(body)) + body
+
+
 def publish(topic: str, payload: bytes, packet_id: int | None) -> bytes:
     """PUBLISH at QoS 1, or at QoS 0 when there is no packet id."""
     identifier = b"" if packet_id is None else packet_id.to_bytes(2, "big")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import model_time, paced_instructions
+from benchmarks import growth, growth_steps, model_time, paced_instructions, wire
 from benchmarks.converted import Samples
 from benchmarks.models import write_bundle
 from benchmarks.names import LABELS
@@ -57,6 +57,21 @@ def test_the_readings_that_are_counted_are_the_same_for_every_target() -> None:
     assert [json.loads(payload) | {"seq": number} for number, payload in enumerate(plain, 1)] == [
         json.loads(payload) for payload in numbered
     ]
+
+
+def test_the_steps_of_a_daemon_are_counted_by_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readings of two sources with two topics each are answered; a reading takes some thousand steps."""
+    monkeypatch.setattr(growth_steps, "CALM_SECONDS", 0.0)
+    size = growth.Size(models=2, sources=2, topics=2)
+    assert len(set(islice(growth_steps._messages(size), 4))) == 4
+    assert 1_000 < growth_steps.steps(tmp_path, size, readings=8) < 100_000
+
+
+def test_every_filter_of_a_subscription_is_granted() -> None:
+    """MQTT 3.1.1 section 3.9: a return code for each, behind the packet's number."""
+    filters = b"".join(len(name).to_bytes(2, "big") + name + b"\1" for name in (b"a/+", b"b", b"c/#"))
+    assert wire.suback(b"\0\7" + filters) == b"\x90\x05\0\7\1\1\1"
+    assert wire.suback(b"\0\7" + filters * 100)[:3] == bytes([0x90, 302 % 128 | 128, 302 // 128])
 
 
 def test_models_are_timed_beside_their_peers(tmp_path: Path) -> None:
