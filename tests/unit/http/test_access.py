@@ -1,5 +1,6 @@
 """Who is let in: probes without the secret, named hosts and sites, a path in front; and no one else."""
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -190,3 +191,16 @@ def test_the_openapi_file_is_json_also_with_a_prefix(served: Served, tmp_path: P
         **plain,
         "servers": [{"url": "/edge"}],
     }
+
+
+@pytest.mark.parametrize(
+    ("user", "password", "status"),
+    [("edge", "s3cret", 200), ("", "s3cret", 200), ("s3cret", "", 401), ("s3cret", "x", 401)],
+)
+def test_the_password_of_a_login_dialog_is_the_token_and_the_user_is_not(
+    served: Served, user: str, password: str, status: int
+) -> None:
+    """A browser sends both; what stands before the colon is kept in its history."""
+    app = made(served, Access(token="s3cret"))  # noqa: S106
+    login = base64.b64encode(f"{user}:{password}".encode()).decode()
+    assert ask(app, "GET", "/v2", authorization=f"Basic {login}").status == status

@@ -1,7 +1,8 @@
 """One model's path: what becomes of readings, windows and receipts on the way to the outbox."""
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from edge_runtime.bundle.model import Model, Scores
 from edge_runtime.bundle.open import open_bundle
 from edge_runtime.config.tables import RepairTable
+from edge_runtime.delivery.outbox import PRIORITY_ALARM, PRIORITY_ROUTINE
 from edge_runtime.delivery.payloads import prediction_id
 from edge_runtime.readings import Prediction
 from edge_runtime.stream.worker import ModelCall, rehearse
@@ -116,6 +118,33 @@ def test_an_answer_that_is_not_finite_is_never_published(tmp_path: Path) -> None
     assert [document["id"] for document in bench.taken.documents] == ["d/m/-/1"]
     assert receipts.acknowledged == [0]
     assert bench.counters.errors["model_not_finite"] == 1
+
+
+def test_a_state_that_is_not_finite_begins_anew(tmp_path: Path) -> None:
+    """Else every answer of this stream would be NaN from then on; the next is that of a stream that has just begun."""
+    bench, fresh = (ModelBench(builders.stateful(length=1), tmp_path) for _ in range(2))
+    bench.pipeline.accept(batch_of([[0.1, 0.9]]))
+    parts = bench.pipeline.windows._streams[None].carry.parts
+    assert parts is not None
+    parts[0][:] = np.nan
+    bench.pipeline.accept(batch_of([[0.4, 0.4]]))
+    for each in (bench, fresh):
+        each.pipeline.accept(batch_of([[0.8, 0.2]]))
+    assert bench.counters.errors["model_not_finite"] == 1
+    assert bench.taken.documents[-1]["scores"] == fresh.taken.documents[-1]["scores"]
+
+
+def test_an_alarm_is_offered_with_the_priority_of_one(tmp_path: Path) -> None:
+    """So that it is dropped last where room is short."""
+    bench, seen = ModelBench(builders.anomaly(), tmp_path), list[tuple[bool, int]]()
+
+    def offer(*given: Any, priority: int, receipt: object) -> None:
+        assert receipt is None
+        seen.append((json.loads(given[2])["alarm"], priority))
+
+    bench.taken.offer = cast("Any", offer)  # type: ignore[method-assign]
+    bench.pipeline.accept(batch_of([[0, 0, 0], [9, 9, 9]]))
+    assert seen == [(False, PRIORITY_ROUTINE), (True, PRIORITY_ALARM)]
 
 
 def test_two_models_of_one_source_each_hold_the_receipt(tmp_path: Path) -> None:
@@ -326,3 +355,5 @@ def test_readings_of_another_bundle_are_not_held_against_the_reference_of_the_la
     bench.pipeline.accept(batch_of([[3, 4]] * 2))
     assert bench.pipeline.drift is None
     assert len(watch.values) == watch.answers == 1
+    numbers = [document["seq"] for document in bench.taken.documents]
+    assert numbers == list(range(numbers[0], numbers[0] + 3)), "no number comes twice"
