@@ -192,7 +192,9 @@ def key_of(bundle: Bundle) -> str:
     """A digest of everything that decides how onnxruntime optimises a graph."""
     parts: tuple[object, ...] = (FORMAT, bundle.digest, installed_onnxruntime(), GRAPH_LEVEL, processor())
     if bundle.facts.int8 != "none":
-        parts += EXACT_ENTRY
+        from edge_runtime.bundle.int8 import saturates  # noqa: PLC0415 - only where a model computes in int8
+
+        parts += EXACT_ENTRY if saturates() else ("int8",)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

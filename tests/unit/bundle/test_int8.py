@@ -185,10 +185,14 @@ def entries(settings: Any) -> str:
         return "none"
 
 
-def test_the_entry_is_set_only_where_there_are_int8_products() -> None:
-    """A float bundle's sessions are as they were."""
+@pytest.mark.parametrize(("saturating", "entry"), [(True, "1"), (False, "none")])
+def test_the_entry_is_set_only_where_there_are_int8_products_that_saturate(
+    saturating: bool, entry: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A float bundle's sessions are as they were, and so are those of a processor that adds up in 32 bits."""
+    monkeypatch.setattr(int8, "saturates", lambda: saturating)
     assert entries(model.session_settings(model.ModelOptions(), "none")) == "none"
-    assert entries(model.session_settings(model.ModelOptions(), "apart")) == "1"
+    assert entries(model.session_settings(model.ModelOptions(), "apart")) == entry
 
 
 @pytest.mark.parametrize(("saturating", "level"), [(True, "ORT_ENABLE_BASIC"), (False, "ORT_ENABLE_ALL")])
@@ -204,7 +208,8 @@ def test_shared_constants_run_unfused_only_where_the_processor_saturates(saturat
     ("machine", "cpuinfo", "expected"),
     [
         ("x86_64", "flags\t\t: fpu avx2\n", True),
-        ("x86_64", "flags\t\t: fpu avx2 avx512_vnni\n", False),
+        ("x86_64", "flags\t\t: fpu avx2 avx512f avx512bw avx512dq avx512vl avx512_vnni\n", False),
+        ("x86_64", "flags\t\t: fpu avx2 avx512_vnni\n", True),
         ("x86_64", "flags\t\t: fpu avx2 avx_vnni\n", False),
         ("aarch64", "Features\t: fp asimd\n", False),
     ],
@@ -233,6 +238,15 @@ def test_an_optimised_copy_that_was_made_without_the_entry_is_stale(tmp_path: Pa
     bundle = open_bundle(products().save(tmp_path / "b.onnx"))
     plain = msgspec.structs.replace(bundle, facts=msgspec.structs.replace(bundle.facts, int8="none"))
     assert key_of(bundle) != key_of(plain)
+
+
+def test_a_copy_is_for_processors_that_saturate_or_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One with the entry would be slower where it is not needed; without it, wrong where it is."""
+    bundle, keys = open_bundle(products().save(tmp_path / "b.onnx")), set()
+    for saturating in (True, False):
+        monkeypatch.setattr(int8, "saturates", lambda saturating=saturating: saturating)
+        keys.add(key_of(bundle))
+    assert len(keys) == 2
 
 
 def test_every_session_is_made_where_exactness_is_seen_to() -> None:
