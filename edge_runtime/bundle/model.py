@@ -146,6 +146,7 @@ class Model:
         self.manifest = bundle.manifest
         self.is_optimised = optimised is not None
         self._session = _open_session(bundle, options) if optimised is None else _open_copy(bundle, options, optimised)
+        self._run_session = _named_call(self._session)
         self._outputs = list(output_ports(self.manifest))
         self._named = self.manifest.task in NAMED_TASKS
         self._states = self.manifest.state
@@ -214,7 +215,7 @@ class Model:
 
     def _call(self, windows: Floats, states: dict[str, Floats]) -> list[Any]:
         try:
-            return self._session.run(self._fetches, {INPUT_NAME: windows, **states})  # type: ignore[no-any-return]
+            return self._run_session(self._fetches, {INPUT_NAME: windows, **states})
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise ModelError(f"{self.manifest.name}: {_first_line(error)}") from error
 
@@ -401,6 +402,17 @@ def _bound_call(session: Any, binding: Any) -> Callable[[], object]:
     if inner is None or bound is None:
         return partial(session.run_with_iobinding, binding)
     return partial(inner.run_with_iobinding, bound, onnxruntime.RunOptions())
+
+
+def _named_call(session: Any) -> Callable[[list[str], dict[str, Floats]], list[Any]]:
+    """Run a session with names, past the wrapper as `_bound_call` does: it looks the names up that the model has."""
+    import onnxruntime  # noqa: PLC0415 - see `_open_session`
+
+    inner = getattr(session, "_sess", None)
+    if inner is None:
+        return session.run  # type: ignore[no-any-return]
+    options = onnxruntime.RunOptions()
+    return lambda fetches, feeds: inner.run(fetches, feeds, options)
 
 
 def read_unchanged(bundle: Bundle) -> bytes:

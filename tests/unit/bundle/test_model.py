@@ -9,7 +9,16 @@ import onnxruntime
 import pytest
 
 from edge_runtime.bundle import model as model_module
-from edge_runtime.bundle.model import Model, ModelError, ModelOptions, PackedStates, Scores, _bound_call, _layout_of
+from edge_runtime.bundle.model import (
+    Model,
+    ModelError,
+    ModelOptions,
+    PackedStates,
+    Scores,
+    _bound_call,
+    _layout_of,
+    _named_call,
+)
 from edge_runtime.bundle.open import open_bundle
 from edge_runtime.errors import BundleError
 from edge_runtime.readings import Carry
@@ -129,6 +138,26 @@ def test_a_bound_call_goes_past_the_wrapper_where_it_knows_the_inside(tmp_path: 
             return f"ran over {binding}"
 
     assert _bound_call(Other(), "the buffers")() == "ran over the buffers"
+
+
+def test_a_call_with_names_goes_past_the_wrapper_where_it_knows_the_inside(tmp_path: Path) -> None:
+    """The same bits as the wrapper's, and its error for an input that is not there; another release is called whole."""
+    path = builders.regression().save(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    call, windows = _named_call(session), _windows(5, *open_bundle(path).manifest.input.tensor_shape)
+    names = [output.name for output in session.get_outputs()]
+    for found, wanted in zip(call(names, {"window": windows}), session.run(names, {"window": windows}), strict=True):
+        assert (found.dtype, found.shape, found.tobytes()) == (wanted.dtype, wanted.shape, wanted.tobytes())
+    with pytest.raises(Exception, match="strange"):
+        call(names, {"strange": windows})
+
+    class Other:
+        """A session without an inside."""
+
+        def run(self, names: list[str], feeds: dict[str, Any]) -> list[Any]:
+            return [names, feeds]
+
+    assert _named_call(Other())(["value"], {}) == [["value"], {}]
 
 
 def test_a_lent_answer_to_a_window_of_the_wrong_shape_is_an_error(tmp_path: Path) -> None:
