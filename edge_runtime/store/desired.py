@@ -332,7 +332,7 @@ class DesiredState:
 
     def _advance(self) -> None:
         """Take the next step, if it is due."""
-        if self._followed is None or self._stopped or self._is_busy:
+        if self._followed is None or self._is_busy:
             return
         desired, latest = self._followed
         if latest.is_final:

@@ -179,13 +179,11 @@ class Ota:
         if offer.token != self._token:  # retained, or queued while offline; or a sender's first offer
             self._greet({"transfer": offer.transfer})
             return
-        problem = problem_of(offer)
+        problem, last = problem_of(offer), self._last_status
         if problem is not None:
             self._refuse(offer, problem)
-        elif (
-            self._transfer is None and self._last_status is not None and self._last_status["transfer"] == offer.transfer
-        ):
-            self._publish("status", self._last_status)  # the sender may have missed the result
+        elif self._transfer is None and last is not None and last["transfer"] == offer.transfer:
+            self._publish("status", last)  # the sender may have missed the result
         elif self._transfer is None:
             self._examine(offer, payload)
         elif not self._transfer.offer.is_same_bundle(offer):

@@ -504,6 +504,7 @@ def test_a_document_is_followed_to_its_end(device: Device) -> None:
     assert (device.looks(), device.reports()) == (1, [])  # the one before it was fetched: now the transfer is awaited
     device.ota.tell("installed", 1000)
     device.work()
+    assert [each["received"] for each in device.link.said] == [0]
     assert device.reports() == [("probation", None)]
     device.disk.now = ("probation", None)
     device.wait(10)
@@ -887,6 +888,26 @@ def test_a_failure_is_logged_as_an_error_and_progress_is_not(device: Device, cap
     device.work()
     lines = [each.levelno for each in caplog.records if each.message == "desired state"]
     assert lines == [logging.INFO, logging.INFO, logging.ERROR]
+
+
+def test_a_document_is_logged_when_it_is_another_one(device: Device, caplog: pytest.LogCaptureFixture) -> None:
+    """The same one in other bytes, as after another signature, is not logged again."""
+    caplog.set_level(logging.INFO)
+    desired = _desired(window=("13:00", "14:00"))
+    for payload in (b"d5", b"d5 signed anew"):
+        device.send(payload, desired)
+    device.send(b"d6", _desired(6, window=("13:00", "14:00")))
+    found = [getattr(each, "fields", {}) for each in caplog.records if each.message == "desired state"]
+    assert [each["rollout"] for each in found if "rollout" in each] == ["r5", "r6"]
+
+
+def test_a_refused_document_that_is_repeated_does_nothing(device: Device) -> None:
+    """There is no step to take."""
+    device.disk.judged[b"bad"] = SignatureError("no key")
+    for _ in range(2):
+        device.hear(b"bad")
+        device.work()
+    assert (device.counters.counts["desired_refused"], device.link.said) == (1, [])
 
 
 def test_a_stop_ends_everything(device: Device) -> None:

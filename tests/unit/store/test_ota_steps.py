@@ -154,6 +154,7 @@ class Device:
     def __init__(self, *, rate: float = float("inf"), takes_offers: bool = True, connected: bool = True) -> None:
         self.loop, self.link, self.disk, self.counters = SteppedLoop(), Link(connected), Disk(), Counters()
         self.asks: list[float] = []
+        more: dict[str, bool] = {} if takes_offers else {"takes_offers": False}  # it takes them by default
         self.ota = Ota(
             "room",
             cast("Connection", self.link),
@@ -162,10 +163,11 @@ class Device:
             rate=rate,
             counters=self.counters,
             on_ask=lambda: self.asks.append(self.loop.now),
-            takes_offers=takes_offers,
+            **more,
         )
         self.thread = cast("SteppedThread", self.ota._thread)
-        self.ota.link_changed()
+        if connected:
+            self.ota.link_changed()
 
     @property
     def token(self) -> str:
@@ -663,6 +665,14 @@ def test_a_bug_in_a_check_does_not_let_a_transfer_go_on_that_it_ended(device: De
     device.heard()
     device.work()
     assert device.states() == ["failed"]
+    whole = Device()
+    whole.disk.held = SIZE - 100
+    whole.begin()
+    whole.disk.faults["rollback"] = KeyError("a bug")
+    whole.hear("rollback", ORDER)
+    whole.hear(f"chunk/t1/{SIZE - 100}", b"c" * 100)
+    whole.work()
+    assert ("install", "t1") not in whole.disk.asked  # it was reported as failed
 
 
 def test_a_stop_ends_every_timer(device: Device) -> None:
