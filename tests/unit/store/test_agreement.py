@@ -196,9 +196,9 @@ def test_every_target_is_judged_in_one_window() -> None:
 def test_tensors_are_compared_each_by_its_largest_difference() -> None:
     """Those of floats; whole numbers are places, whose difference says nothing. There are no labels."""
     both = manifest(builders.tensors())
-    heat = np.zeros((2, 2, 3), np.float32)
+    heat = np.ones((2, 2, 3), np.float32)
     other = heat.copy()
-    other[0, 1, 2], other[0, 0, 0], other[1, 0, 1] = -0.5, 0.25, 2.0
+    other[0, 1, 2], other[0, 0, 0], other[1, 0, 1] = 0.5, 1.25, 3.0
     peak = np.zeros((2, 3), np.int64)
     found = Agreement(both, both)
     found.add(Scores(tensors={"heat": heat, "peak": peak}), Scores(tensors={"heat": other, "peak": peak + 1}))
