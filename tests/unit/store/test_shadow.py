@@ -200,7 +200,13 @@ def test_windows_before_it_runs_are_not_taken(scene: Scene) -> None:
     shadow = scene.make()
     _offer(shadow, ["a"])
     assert scene.items == deque()
-    scene.serve(shadow.stop, lambda: _offer(shadow, ["a"]))
+
+    def stop_and_offer() -> None:
+        shadow.stop()
+        _offer(shadow, ["a"])
+
+    scene.serve(stop_and_offer)
+    assert scene.items == deque()
     assert scene.process is not None
     assert scene.process.asked == []
     assert shadow.document()["left_out"] == 0
