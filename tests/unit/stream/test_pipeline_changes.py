@@ -424,6 +424,7 @@ def test_windows_of_acknowledged_readings_are_kept_without_receipts(tmp_path: Pa
     """With `acknowledge = "entry"` nothing is owed for them."""
     before = ModelBench(builders.echo(), tmp_path)
     before.pipeline.accept(batch_of(_numbers(1, 2), NumberedReceipts(2)))
+    assert before.pipeline.last_prediction == 0.0  # the model was not called
     saved = before.pipeline.save_windows(OwedReceipts())
     assert [each.held for each in saved] == [[]]
     after = ModelBench(builders.echo(), tmp_path)
