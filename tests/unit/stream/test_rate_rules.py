@@ -243,6 +243,18 @@ def test_a_model_without_a_verdict_takes_the_median_where_half_of_its_keys_are_o
     assert pace.rate_hz == pytest.approx(1.0 / 0.075)
 
 
+def test_a_model_that_is_off_stays_so_while_half_of_its_keys_are() -> None:
+    """One key more at the right rate, and it is right."""
+    pace, notices, _ = _pace()
+    for number in range(20):
+        _feed(pace, f"fast {number}", 20.0)
+    for number in range(20):
+        _feed(pace, f"right {number}", 10.0)
+    assert notices == ["off"]
+    _feed(pace, "one more", 10.0)
+    assert notices == ["off", "ok"]
+
+
 def test_arrivals_are_counted_as_times_are() -> None:
     """Nine keys at 10 Hz and nine at 20 Hz, two of them in each wake-up: the verdict stays."""
     pace, notices, _ = _pace()
