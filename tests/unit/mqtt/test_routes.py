@@ -42,6 +42,7 @@ def test_new_subscriptions_replace_the_old_ones(routes: Routes) -> None:
     """Also for topics that are known already."""
     routes.of(b"a/x")
     routes.set([(["a/x"], _two)])
+    assert (routes.known, routes._ways) == ({}, {})  # nothing is kept of handlers that are gone
     assert (routes.of(b"a/x"), routes.of(b"a/y"), routes.of(b"\xff")) == ((_two,), (), (_two,))
     routes.set([(["a/x"], _one), (["a/x"], _two), (["c"], _one)])
     assert routes.of(b"a/x") == routes.of(b"\xff") == (_one, _two)
@@ -52,6 +53,7 @@ def test_messages_are_split_by_handler_in_their_order(routes: Routes) -> None:
     same = [_message(b"a/x"), _message(b"b")]
     assert routes.split(same) == [(_one, same), (_two, same)]
     assert routes.split(same)[0][1] is same
+    assert routes.split(same[:1]) == [(_one, same[:1]), (_two, same[:1])]
     mixed = [_message(topic) for topic in (b"a/y", b"a/x", b"c", b"b")]
     assert routes.split(mixed) == [(_one, [mixed[0], mixed[1], mixed[3]]), (_two, [mixed[1], mixed[3]])]
 

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import msgspec
@@ -20,7 +21,7 @@ from edge_runtime.stream.pipeline import DriftListener
 from edge_runtime.stream.worker import TriedModel
 from edge_runtime.system.loop import Loop
 from tests.support import builders
-from tests.support.model_bench import ModelBench, NumberedReceipts, batch_of
+from tests.support.model_bench import POISON, ModelBench, NumberedReceipts, batch_of
 from tests.support.waiting import wait_until
 
 
@@ -202,6 +203,17 @@ def test_a_shadow_is_shown_every_window_with_the_seconds_it_took(tmp_path: Path)
     assert shown == [([1.0, 2.0], ["a", "b"])]
     assert bench.counters.errors == {"drift_failed": 2}
     assert len(bench.taken.documents) == 2
+
+
+def test_windows_that_were_tried_one_by_one_are_shown_to_no_shadow(tmp_path: Path) -> None:
+    """Their time is not that of the model at work."""
+    bench = ModelBench(builders.echo(length=1), tmp_path)
+    bench.poison()
+    shown: list[Any] = []
+    bench.pipeline.listener = cast("Any", SimpleNamespace(offer=lambda *given: shown.append(given)))
+    bench.pipeline.accept(batch_of(_numbers(1, POISON, 2)))
+    assert _windows(bench) == [[1.0], [2.0]]
+    assert shown == []
 
 
 # --- a reload -----------------------------------------------------------------------------------------------------

@@ -138,3 +138,13 @@ def test_twelve_labels_are_named(count: int, more: str) -> None:
     assert f"l10, l11{more} 'x'" in str(caught.value)
     assert "l12" not in str(caught.value)
     assert (shortened("x" * 60), shortened("x" * 61)) == ("x" * 60, "x" * 60 + "...")
+
+
+def test_a_number_may_be_the_largest_of_float32() -> None:
+    """To either side, and not beyond; the sentence is the message of the error."""
+    largest = 3.4028234663852886e38
+    body = msgspec.json.encode({"id": "i", "values": {"x": largest, "y": -largest}})
+    assert read_truth(body, VALUES).answer == [largest, -largest]
+    with pytest.raises(TruthError) as caught:
+        read_truth(b'{"id": "i", "values": {"x": 3.4028235e38, "y": 0}}', VALUES)
+    assert str(caught.value) == "values.x: expected a number of at most 3.4e+38, found 3.4028235e+38"
