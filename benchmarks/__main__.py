@@ -173,7 +173,7 @@ def _machine(rounds: int, seconds: float) -> dict[str, object]:
 
 
 def _attempt(name: str, results: Results, work: Callable[[], None]) -> None:
-    """Do one turn; a target that fails is said aloud, and the others go on."""
+    """Do one turn; a target that fails is reported aloud, and the others go on."""
     try:
         work()
     except (OSError, RuntimeError, ValueError) as error:  # TimeoutError and ConnectionError are OSErrors

@@ -25,5 +25,5 @@ def onnx_loop(folder: Path, model: Path, seconds: float, results: Results) -> No
     for figure, rate_hz in ((pipeline.PACED, pipeline.RATE_HZ), (pipeline.SATURATED, 0.0)):
         with script("onnx_loop", str(model), str(rate_hz), str(seconds), folder=folder, core=core) as running:
             running.wait(seconds + START_SECONDS)
-            count, cpu_s = running.said().split()[-2:]
+            count, cpu_s = running.output().split()[-2:]
         results.add(figure, LOOP, float(cpu_s) / int(count) * 10_000)

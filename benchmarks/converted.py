@@ -342,9 +342,9 @@ def convert_one(called: str, data: Path, keep: Path | None = None) -> str:
                 np.savez(folder / f"{name}.npz", **arrays)
                 arguments += [f"--{name}", str(folder / f"{name}.npz")]
             arguments += ["--max-drop", MAX_DROP]
-        said, wrong = io.StringIO(), io.StringIO()
+        answered, wrong = io.StringIO(), io.StringIO()
         began = _cpu_s()
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(wrong):
+        with contextlib.redirect_stdout(answered), contextlib.redirect_stderr(wrong):
             code = convert(arguments)
         size = f"{model.stat().st_size:,}"
         if code:
@@ -356,7 +356,7 @@ def convert_one(called: str, data: Path, keep: Path | None = None) -> str:
             keep.mkdir(exist_ok=True)
             shutil.copyfile(folder / "out.onnx", keep / f"{re.sub('[^a-zA-Z0-9]+', '-', case.name).strip('-')}.onnx")
         record = manifest_of(folder / "out.onnx").quantization
-        return _line(case, size, record, _times(said.getvalue()), spent=(_cpu_s() - began, _peak_mb()))
+        return _line(case, size, record, _times(answered.getvalue()), spent=(_cpu_s() - began, _peak_mb()))
 
 
 def _cpu_s() -> float:
@@ -370,9 +370,9 @@ def _peak_mb() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
 
-def _times(said: str) -> str:
+def _times(answered: str) -> str:
     """The time of one prediction of the first form and of the kept one, from the table that `build` prints."""
-    rows = re.findall(r"^([* ]) {2}(?!source|model)\S.*?(\d+) +\d+$", said, re.MULTILINE)
+    rows = re.findall(r"^([* ]) {2}(?!source|model)\S.*?(\d+) +\d+$", answered, re.MULTILINE)
     kept = next((time for mark, time in rows if mark == "*"), "-")
     return f"{rows[0][1]}, {kept}" if rows else "-"
 

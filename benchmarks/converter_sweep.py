@@ -127,13 +127,13 @@ def _built(model: Any, kind: str, x: Any, folder: Path) -> Outcome:
         joblib.dump(model, folder / "m.joblib")
         np.savez(folder / "d.npz", x=x)
         words = ["--trust", "--data", str(folder / "d.npz"), "--quantize", "none", "-o", str(folder / "o.onnx")]
-        said = io.StringIO()
+        printed = io.StringIO()
         with contextlib.redirect_stdout(io.StringIO()):
-            code = convert(["build", str(folder / "m.joblib"), *words], said)
+            code = convert(["build", str(folder / "m.joblib"), *words], printed)
     except Exception:  # noqa: BLE001 - that is what the sweep looks for
         return Outcome("traceback", traceback.format_exc().strip().splitlines()[-1])
     if code:
-        lines = said.getvalue().strip().splitlines()
+        lines = printed.getvalue().strip().splitlines()
         sentence = lines[0].removeprefix(str(folder / "m.joblib")) if lines else ""
         is_sentence = len(lines) == 1 and "Traceback" not in sentence
         return Outcome("refused" if is_sentence else "traceback", sentence)

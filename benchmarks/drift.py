@@ -270,8 +270,8 @@ def river(python: str, recording: Recording, places: list[int]) -> tuple[dict[st
 
 def rows(recording: Recording, alarms: float, python: str | None) -> Iterator[str]:
     """The lines of one recording."""
-    manifest, said = manifest_of(recording, alarms)
-    assert manifest.drift is not None, said
+    manifest, answered = manifest_of(recording, alarms)
+    assert manifest.drift is not None, answered
     last = len(recording.late) - recording.horizon
     places = np.linspace(min(last, 16 * manifest.drift.block), last, PLACES).astype(int).tolist()
     peers, falsely = river(python, recording, places) if python else ({}, {})
@@ -282,7 +282,7 @@ def rows(recording: Recording, alarms: float, python: str | None) -> Iterator[st
         f"{recording.rate_hz:.4g} Hz; faults in `{recording.channels[recording.faulty]}`, to be found within "
         f"{recording.horizon:,} readings.\n"
     )
-    yield f"> {said}\n"
+    yield f"> {answered}\n"
     others = "".join(f"; {name}, of this channel alone: {number:,}" for name, number in falsely.items())
     yield (
         f"Without a fault, over {months * 30:.3g} days: {count} alarms, {interval(count, months)} a month, "
@@ -308,12 +308,12 @@ def nab(data: Path, alarms: float) -> Iterator[str]:
         series, total, months, refused = 0, 0, 0.0, 0
         for path in sorted(folder.glob("*.csv")):
             recording = _nab_series(path, windows[f"{folder.name}/{path.name}"])
-            manifest, said = manifest_of(recording, alarms)
+            manifest, answered = manifest_of(recording, alarms)
             if manifest.drift is None or path.stem == "machine_temperature_system_failure":  # too short; tried above
                 continue
             found, tried = false_alarms(recording, manifest)
             series, total, months = series + 1, total + found, months + tried
-            refused += "not held" in said
+            refused += "not held" in answered
         if series:
             yield f"| {folder.name} | {series} | {30 * months:.0f} | {total} | {interval(total, months)} | {refused} |"
 

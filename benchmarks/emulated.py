@@ -47,9 +47,9 @@ for path in sorted(Path(sys.argv[1]).glob("*.onnx")):
     model = Model(open_bundle(path))
     try:
         check_golden(model)
-        said = "golden answers given"
+        outcome = "golden answers given"
     except Exception as error:
-        failed, said = 1, f"FAILED: {error}"
+        failed, outcome = 1, f"FAILED: {error}"
     known = np.load(path.with_suffix(".npz"))
     found = model.run(known["window"]).arrays()
     off = [
@@ -57,7 +57,7 @@ for path in sorted(Path(sys.argv[1]).glob("*.onnx")):
         else f"{name} off by {np.abs(part.astype(float) - known[name]).max():.2g}"
         for name, part in found.items()
     ]
-    print(f"  {path.name}: {said}; {', '.join(off)}", flush=True)
+    print(f"  {path.name}: {outcome}; {', '.join(off)}", flush=True)
 sys.exit(failed)
 """
 

@@ -373,11 +373,11 @@ def exchange(folder: Path, _seconds: float, results: Results) -> None:
             before, began = running.usage(), time.monotonic()
             os.kill(running.pid, signal.SIGHUP)
             sent = answered = 0
-            while running.said().count("reloaded: ") < (turn + 1) * size.models:
+            while running.output().count("reloaded: ") < (turn + 1) * size.models:
                 found = load.stream(RATE_HZ, 0.5, 0.0)
                 sent, answered = sent + found.sent, answered + found.answered
                 if time.monotonic() - began > 120.0:
-                    raise TimeoutError(f"no reload in 120 s:\n{running.said()[-2000:]}")
+                    raise TimeoutError(f"no reload in 120 s:\n{running.output()[-2000:]}")
             took = time.monotonic() - began
             while found_late := load.answers(LATE_SECONDS):
                 answered += found_late

@@ -29,7 +29,7 @@ def measure(folder: Path, model: Path, results: Results) -> None:
         load = Load(port, [TOPIC_IN], TOPIC_OUT)
         load.first_answer(running)
         load.close()
-    by_package = _own_times(running.said())
+    by_package = _own_times(running.output())
     for package in (*LIBRARIES, "the rest"):
         results.add(f"import ms, {package}", DAEMON, by_package.get(package, 0.0))
     results.add(SHARE, DAEMON, by_package["edge_runtime"] / (by_package["numpy"] + by_package["onnxruntime"]))

@@ -106,7 +106,7 @@ class Load:
                 moment = time.perf_counter()
                 self.drain()
                 return moment - target.started
-        raise TimeoutError(f"no prediction in {seconds:.0f} s:\n{target.said()[-2000:]}")
+        raise TimeoutError(f"no prediction in {seconds:.0f} s:\n{target.output()[-2000:]}")
 
     def drain(self) -> int:
         """Take what is still on its way, until it has been quiet for a while; return how many predictions it was."""

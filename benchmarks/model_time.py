@@ -113,9 +113,9 @@ class Answerer:
         )  # fmt: skip
         first = self._line()
         if first != "ready":
-            is_missing, said = self._process.wait(START_SECONDS) == MISSING, self._said()
+            is_missing, answered = self._process.wait(START_SECONDS) == MISSING, self._said()
             self.close()
-            raise LookupError(first) if is_missing else RuntimeError(said)
+            raise LookupError(first) if is_missing else RuntimeError(answered)
 
     def ask(self, command: str) -> str:
         """One command, one line."""
@@ -307,8 +307,8 @@ def _convert(subject: Subject, model: Path, bundle: Path, calibration: Samples, 
         arrays: dict[str, Any] = {"x": x} if y is None else {"x": x, "y": y}
         np.savez(bundle.with_suffix(f".{name}.npz"), **arrays)
         arguments += [f"--{name}", str(bundle.with_suffix(f".{name}.npz"))]
-    said, wrong = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(wrong):
+    answered, wrong = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(answered), contextlib.redirect_stderr(wrong):
         if convert([*arguments, "--max-drop", "1" if subject.quantize != "none" else MAX_DROP]):
             raise RuntimeError(f"{subject.name}: {wrong.getvalue().strip()}")
 

@@ -179,10 +179,10 @@ def _clients(port: int, count: int, seconds: float, path: str = PREDICT) -> Iter
     clients = subprocess.Popen(words, stdout=subprocess.PIPE, env={**os.environ, **ENVIRONMENT})
     try:
         yield answered
-        said, _ = clients.communicate(timeout=seconds + START_SECONDS)
+        predicted, _ = clients.communicate(timeout=seconds + START_SECONDS)
         if clients.returncode:
             raise RuntimeError(f"the clients ended with {clients.returncode}")
-        answered.update(json.loads(said))
+        answered.update(json.loads(predicted))
     finally:
         clients.kill()
         clients.wait()

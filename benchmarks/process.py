@@ -87,23 +87,23 @@ class Process:
         """Raise when it has ended by itself, with the end of its output."""
         code = self._child.poll()
         if code is not None:
-            raise RuntimeError(f"{self.log.stem} ended by itself with {code}:\n{self.said()[-2000:]}")
+            raise RuntimeError(f"{self.log.stem} ended by itself with {code}:\n{self.output()[-2000:]}")
 
     def wait(self, seconds: float) -> int:
         """Wait for it to end by itself and return its exit code."""
         return self._child.wait(timeout=seconds)
 
-    def said(self) -> str:
+    def output(self) -> str:
         """Everything that it wrote to its output."""
         return self.log.read_text(errors="replace")
 
     def wait_for(self, text: str, seconds: float) -> float:
         """Wait until its output holds `text`; return the seconds since it was started."""
         deadline = time.perf_counter() + seconds
-        while text not in self.said():
+        while text not in self.output():
             self.check()
             if time.perf_counter() > deadline:
-                raise TimeoutError(f"{self.log.stem} did not say {text!r} in {seconds:.0f} s:\n{self.said()[-2000:]}")
+                raise TimeoutError(f"{self.log.stem} did not say {text!r} in {seconds:.0f} s:\n{self.output()[-2000:]}")
             time.sleep(0.002)
         return time.perf_counter() - self.started
 

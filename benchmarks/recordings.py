@@ -119,13 +119,13 @@ def run_on_core(command: list[str], folder: Path, on: set[int] | None = None) ->
     peak_kib = [0]
     watch = threading.Thread(target=_watch_peak, args=(process.pid, peak_kib), daemon=True)
     watch.start()
-    said = process.stderr.read()
+    message = process.stderr.read()
     process.stderr.close()
     _, status, usage = os.wait4(process.pid, 0)
     watch.join()
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise RuntimeError(f"{command[-1]}: ended with {process.returncode}: {said.decode(errors='replace')[-500:]}")
+        raise RuntimeError(f"{command[-1]}: ended with {process.returncode}: {message.decode(errors='replace')[-500:]}")
     return time.perf_counter() - began, usage.ru_utime + usage.ru_stime, peak_kib[0]
 
 

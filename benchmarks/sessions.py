@@ -55,7 +55,7 @@ def _run(folder: Path, peer: str, *words: object) -> list[float]:
     with script(peer, *map(str, words), folder=folder, core=process.cores()[1]) as running:
         if running.wait(SECONDS):
             running.check()
-        return [float(word) for word in running.said().splitlines()[-1].split()]
+        return [float(word) for word in running.output().splitlines()[-1].split()]
 
 
 def main() -> None:

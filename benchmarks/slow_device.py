@@ -241,11 +241,11 @@ class _Watch:
 
     def _hear(self) -> None:
         while True:
-            said = self._socket.recv(4096)
+            predicted = self._socket.recv(4096)
             now = time.monotonic()
-            if b"READY=1" in said and self.ready_at is None:
+            if b"READY=1" in predicted and self.ready_at is None:
                 self.ready_at = self._last = now
-            if b"WATCHDOG=1" in said:
+            if b"WATCHDOG=1" in predicted:
                 if self._last is not None:
                     self.longest_s = max(self.longest_s, now - self._last)
                 self._last = now
@@ -427,7 +427,7 @@ def _wait(found: Callable[[], float | None], running: Process) -> float:
     while (moment := found()) is None:
         running.check()
         if time.monotonic() > until:
-            raise TimeoutError(f"the daemon is not ready after {START_SECONDS:.0f} s:\n{running.said()[-2000:]}")
+            raise TimeoutError(f"the daemon is not ready after {START_SECONDS:.0f} s:\n{running.output()[-2000:]}")
         time.sleep(0.01)
     return moment
 
@@ -452,11 +452,11 @@ def exchange(bundles: Path, turns: int = 5) -> tuple[int, float, float]:
                     changed.replace(own / name)
                 began = time.monotonic()
                 os.kill(running.pid, signal.SIGHUP)
-                while running.said().count("reloaded: ") < len(SENSORS) * (turn + 1):
+                while running.output().count("reloaded: ") < len(SENSORS) * (turn + 1):
                     line.run(0.2)
                     running.check()
                     if time.monotonic() - began > START_SECONDS:
-                        raise TimeoutError(f"no reload in {START_SECONDS:.0f} s:\n{running.said()[-2000:]}")
+                        raise TimeoutError(f"no reload in {START_SECONDS:.0f} s:\n{running.output()[-2000:]}")
                 slowest = max(slowest, time.monotonic() - began)
             lost = line.settle()
             return lost, slowest, group.peak_mib

@@ -28,7 +28,7 @@ class Client:
         self._request = request
         self.data = b""
         self.asked = 0.0
-        self.closes = False  # the last answer said so
+        self.closes = False  # the last answer reported so
         self.connect()
 
     def connect(self) -> None:

@@ -29,7 +29,7 @@ Ask = Callable[[Any], Any]
 
 
 class Asked:
-    """The windows and what is to be said of them."""
+    """The windows and what is to be reported of them."""
 
     def __init__(self, path: str) -> None:
         with np.load(path) as archive:

@@ -57,7 +57,7 @@ def captured_windows(windows: Sequence[MergedWindow], channels: Sequence[str]) -
     for column, window in enumerate(windows):
         x0 = 70 + column * (wide + 14)
         scores = max(window.entry.answer["scores"])
-        marks.append(_text(x0, 16, f"said {window.entry.label} ({scores:.2f})", kind="strong"))
+        marks.append(_text(x0, 16, f"predicted {window.entry.label} ({scores:.2f})", kind="strong"))
         marks.append(_text(x0, 33, f"was {window.label}", kind="" if window.label == window.entry.label else "bad"))
         for row, _ in enumerate(channels):
             numbers = window.numbers[:, row].tolist()

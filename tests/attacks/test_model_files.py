@@ -92,9 +92,9 @@ def test_a_torchscript_file_needs_trust_and_is_not_even_loaded(
     with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
         archive.writestr("m/data.pkl", b"\x80\x02}.")
         archive.writestr("m/code/__torch__.py", "def forward(self, x):\n  return x\n")
-    said = refused(tmp_path / "m.pt", capsys)
-    assert "TorchScript is a program" in said
-    assert "add --trust; better, save the model with torch.export.save" in said
+    output = refused(tmp_path / "m.pt", capsys)
+    assert "TorchScript is a program" in output
+    assert "add --trust; better, save the model with torch.export.save" in output
 
 
 def program(folder: Path, **entries: Any) -> Path:
@@ -140,9 +140,9 @@ def test_an_exported_program_that_holds_more_than_numbers_and_a_graph_needs_trus
     entries: Any, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Names of functions, texts that torch evaluates, pickles and libraries are found without running anything."""
-    said = refused(program(tmp_path, **entries), capsys)
-    assert words in said
-    assert "add --trust" in said
+    output = refused(program(tmp_path, **entries), capsys)
+    assert words in output
+    assert "add --trust" in output
 
 
 @pytest.mark.parametrize(
@@ -332,9 +332,9 @@ def test_every_way_of_hdf5_to_name_another_file_is_refused(
             archive.writestr("config.json", json.dumps(keras_config("Dense")))
             archive.writestr("metadata.json", "{}")
             archive.write(weights, "model.weights.h5")
-    said = refused(path, capsys)
-    assert "another file at" in said
-    assert "layers/dense/vars/0" in said
+    output = refused(path, capsys)
+    assert "another file at" in output
+    assert "layers/dense/vars/0" in output
 
 
 # -- ONNX ----------------------------------------------------------------------------------------------------------
@@ -381,8 +381,8 @@ def test_weights_of_other_files_and_foreign_operators_are_found_wherever_they_st
         [constant(location)] if location else [constant(""), onnx.helper.make_node("Do", ["w"], [], domain="strange")]
     )
     path.write_bytes(onnx_model(inner, where).SerializeToString())
-    said = refused(path, capsys)
-    assert ("weights in other files are not accepted" if location else "found strange.Do") in said
+    output = refused(path, capsys)
+    assert ("weights in other files are not accepted" if location else "found strange.Do") in output
 
 
 # -- TensorFlow ----------------------------------------------------------------------------------------------------

@@ -116,11 +116,11 @@ def test_four_thousand_orders_with_nonsense_signatures_cost_no_memory_and_no_dis
             device.hear("rollback", document)
 
     attack(0, 500)
-    answers = len(device.link.said)
+    answers = len(device.link.published)
     before = resident_bytes()
     attack(500, 4000)
     assert resident_bytes() - before < 8 * 1024 * 1024
-    assert len(device.link.said) - answers < 100
+    assert len(device.link.published) - answers < 100
     assert device.counters.counts["ota_dropped"] > 0
     assert not (device.store.root / ".incoming").exists()
     device.wait(lambda: device.ota.flood.pending["order"] == 0, "the queue is empty")
@@ -156,7 +156,7 @@ def test_a_flood_of_offers_does_not_keep_the_operator_out(
 
     def is_over(last: dict[str, Any]) -> bool:
         """The next wish, or the end; what the flood is answered stands between them."""
-        is_installed = any(each.get("state") == "installed" for _, each in device.link.said)
+        is_installed = any(each.get("state") == "installed" for _, each in device.link.published)
         return is_installed or device.last("want") != last
 
     for _ in range(len(files.content) // 1024):
@@ -166,7 +166,7 @@ def test_a_flood_of_offers_does_not_keep_the_operator_out(
         if device.last("want") == want:
             break
     assert [entry.version for entry in device.store.entries()] == ["1.1.0"]
-    assert len(device.link.said) < 200
+    assert len(device.link.published) < 200
     assert signer.key.exists()
 
 
@@ -202,7 +202,7 @@ def test_a_release_document_is_judged_before_the_bundle_comes(
         (_released(newer, signer, version="1.2.0", sequence=8, size=1), "digest and size"),
         (_released(newer, stranger, version="1.2.0", sequence=8), "stranger"),
     ]
-    device.link.said.clear()
+    device.link.published.clear()
     for number, (attack, words) in enumerate(cases):
         device.offer(_again(attack, f"a{number}"))
         device.wait(lambda number=number: device.last("status").get("transfer") == f"a{number}", "an answer")  # type: ignore[misc]

@@ -75,7 +75,7 @@ class _Link:
 
     def __init__(self) -> None:
         self.handlers: list[Callable[[list[Message]], None]] = []
-        self.said: list[tuple[str, dict[str, Any]]] = []
+        self.published: list[tuple[str, dict[str, Any]]] = []
 
     def subscribe(self, _filters: list[str], _qos: int, handler: Callable[[list[Message]], None], **_: Any) -> None:
         """As `Connection.subscribe`."""
@@ -83,7 +83,7 @@ class _Link:
 
     def publish(self, topic: str, payload: bytes, **_: Any) -> bool:
         """As `Connection.publish`."""
-        self.said.append((topic, msgspec.json.decode(payload)))
+        self.published.append((topic, msgspec.json.decode(payload)))
         return True
 
 
@@ -172,9 +172,9 @@ class OtaMachine:
             assert transfer is None or _HEX.fullmatch(transfer.offer.sha256), "it becomes the name of a file"
             assert transfer is None or 0 < transfer.offer.size <= DEFAULT_LIMITS.max_bytes
         loop.advance(300.0)
-        reached = {f"{topic.rpartition('/')[2]} {said.get('state')}" for topic, said in link.said}
-        assert {said["state"] for topic, said in link.said if topic.endswith("ota/status")} <= _ANSWERS
-        assert len(link.said) <= 60 + 20 * count
+        reached = {f"{topic.rpartition('/')[2]} {answered.get('state')}" for topic, answered in link.published}
+        assert {answered["state"] for topic, answered in link.published if topic.endswith("ota/status")} <= _ANSWERS
+        assert len(link.published) <= 60 + 20 * count
         return count, reached | set(counters.counts) | set(counters.rejected)
 
     def message(self, rng: random.Random, token: str) -> tuple[str, bytes]:

@@ -111,7 +111,7 @@ class Mosquitto:
 
     @property
     def log(self) -> str:
-        """Everything that the broker has said, over all its starts."""
+        """Everything that the broker has reported, over all its starts."""
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     def start(self) -> "Mosquitto":

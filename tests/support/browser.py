@@ -21,7 +21,7 @@ CHROMIUM = next(
 
 
 class Browser:
-    """One page. What the console said, and what was loaded, is kept."""
+    """One page. What the console reported, and what was loaded, is kept."""
 
     def __init__(self, folder: Path, url: str, *, width: int = 1200, height: int = 900, scheme: str = "light") -> None:
         assert CHROMIUM is not None

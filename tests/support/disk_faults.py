@@ -104,15 +104,15 @@ class Said:
 
 def read_said(folder: Path) -> Said:
     """All lines of a child's folder."""
-    said = Said()
-    path = folder / "said"
+    answered = Said()
+    path = folder / "printed"
     if path.exists():
         for line in path.read_text().splitlines():
-            said.take(line)
-    return said
+            answered.take(line)
+    return answered
 
 
-def judge(folder: Path, said: Said) -> list[str]:
+def judge(folder: Path, answered: Said) -> list[str]:
     """What is wrong with the file that was left; nothing is. The shipping code opens it."""
     problems = []
     store = OutboxFile(folder / "outbox.db", 1 << 30, 1e12)
@@ -133,7 +133,7 @@ def judge(folder: Path, said: Said) -> list[str]:
             numbers.append(int(json.loads(row.payload)["n"]))
     if numbers != sorted(set(numbers)):
         problems.append("the rows are not in their order")
-    missing = said.kept - said.going - set(numbers)
+    missing = answered.kept - answered.going - set(numbers)
     if missing:
         problems.append(f"{len(missing)} acknowledged rows are lost, such as {min(missing)}")
     with closing(sqlite3.connect(folder / "outbox.db")) as connection:
@@ -225,7 +225,7 @@ def _acts(lines: list[str], folder: Path) -> list[Act]:
                 acts.append(Act("sync", name))
         elif files.get(first) == "folder" and call in {"fdatasync", "fsync"}:
             acts.append(Act("sync", "folder"))
-        elif files.get(first) == "said" and call == "write":
+        elif files.get(first) == "printed" and call == "write":
             acts.append(Act("say", data=texts[0]))
     return acts
 
@@ -240,11 +240,11 @@ def cut(acts: list[Act], at: int, rng: random.Random, target: Path) -> Said:
     durable: dict[str, bytearray] = {}
     pending: dict[str, list[Act]] = {}
     names: list[Act] = []
-    said = Said()
+    answered = Said()
     for act in acts[:at]:
         if act.kind == "say":
             for line in act.data.decode().splitlines():
-                said.take(line)
+                answered.take(line)
         elif act.kind in {"create", "unlink"}:
             names.append(act)
             if act.kind == "create":
@@ -275,7 +275,7 @@ def cut(acts: list[Act], at: int, rng: random.Random, target: Path) -> Said:
     for file, image in durable.items():
         if file != "folder":
             (target / file).write_bytes(image)
-    return said
+    return answered
 
 
 def _forget(file: str, names: list[Act], durable: dict[str, bytearray], pending: dict[str, list[Act]]) -> None:

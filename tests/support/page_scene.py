@@ -109,8 +109,8 @@ class Scene:
             "out_of_range": ("line 4720", "accel_x: expected -80 to 80, found 131.2", "131.2,0.4,9.79"),
         }
         rejected = {
-            reason: {"time": _iso(time.time() - 90 * (1 + place)), "where": where, "why": said, "sample": sample}
-            for place, (reason, (where, said, sample)) in enumerate(why.items())
+            reason: {"time": _iso(time.time() - 90 * (1 + place)), "where": where, "why": answered, "sample": sample}
+            for place, (reason, (where, answered, sample)) in enumerate(why.items())
         }
         counts = {"missing_channel": 12, "out_of_range": 3}
         return {

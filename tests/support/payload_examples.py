@@ -213,8 +213,8 @@ def accuracy() -> list[Any]:
     head = {"device": "press-07", "model": "m", "version": "1.0.0"}
     unmatched = {"unknown": 1, "late": 0, "twice": 2, "conflict": 0}
     labels, values, several = TruthFigures(), TruthFigures(), TruthFigures()
-    for said, true in (("ok", "ok"), ("worn", "worn"), ("ok", "worn")):
-        labels.judge(said, true, ())
+    for answered, true in (("ok", "ok"), ("worn", "worn"), ("ok", "worn")):
+        labels.judge(answered, true, ())
     for value in (12.5, 13.0):
         values.judge([value], [12.25], ("power",))
     several.judge_labels([True, False, False], [True, False, True], ("hot", "wet", "loud"))

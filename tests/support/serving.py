@@ -79,9 +79,9 @@ def end(server: subprocess.Popen[str]) -> str:
     server.send_signal(signal.SIGTERM)
     assert server.wait(patient(30)) == 0
     assert server.stderr is not None
-    said = server.stderr.read()
-    assert "Traceback" not in said
-    return said
+    message = server.stderr.read()
+    assert "Traceback" not in message
+    return message
 
 
 def hear(client: socket.socket) -> tuple[int, str, bytes]:

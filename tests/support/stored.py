@@ -56,7 +56,7 @@ class Rig:
         self.sent += count
 
     def state(self) -> tuple[str, str, str]:
-        """Version, state and reason, as the device last said them."""
+        """Version, state and reason, as the device last reported them."""
         messages = self.client.messages
         if len(messages) < self._looked:  # they were cleared
             self._looked, self._models = 0, None

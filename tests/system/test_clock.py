@@ -33,11 +33,11 @@ time.time = moved
 time.time_ns = lambda: int(moved() * 1e9)
 import edge_runtime.system.clock as clock
 clock.RECHECK_S = 0.0
-def said():
+def kernel_says():
     with open({path!r}) as file:
         return file.read().split()[1] == "set"
-clock.kernel_says_set = said
-clock.Clock.__init__.__defaults__ = (said,)
+clock.kernel_says_set = kernel_says
+clock.Clock.__init__.__defaults__ = (kernel_says,)
 """
 YEAR_S = 365.25 * 86_400.0
 SINCE_1970 = -56.9 * YEAR_S  # from now to the first days of the epoch

@@ -51,8 +51,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_judges_of_a_package_index_accept_both(wheel: Path, source: Path) -> None:
     """`twine check --strict`: the page that an index shows can be drawn. check-wheel-contents: nothing is astray."""
-    said = judge("-m", "twine", "check", "--strict", wheel, source)
-    assert said.count("PASSED") == 2
+    answered = judge("-m", "twine", "check", "--strict", wheel, source)
+    assert answered.count("PASSED") == 2
     assert "OK" in judge("-m", "check_wheel_contents", wheel)
 
 
@@ -110,13 +110,13 @@ def test_pipx_installs_the_commands(wheel: Path, tmp_path: Path) -> None:
 def resolved(wheel: Path, *extras: str) -> set[str]:
     """The packages that pip would install for the wheel with these extras."""
     constraint = str(ROOT / "tests" / "constraints.txt")
-    said = subprocess.run(
+    answered = subprocess.run(
         [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--report", "-",
          "--constraint", constraint, f"{wheel}[{','.join(extras)}]"],
         capture_output=True, text=True, check=False, timeout=300, env=clean_environment(),
     )  # fmt: skip
-    assert said.returncode == 0, said.stderr
-    return {normal(each["metadata"]["name"]) for each in json.loads(said.stdout)["install"]}
+    assert answered.returncode == 0, answered.stderr
+    return {normal(each["metadata"]["name"]) for each in json.loads(answered.stdout)["install"]}
 
 
 def normal(name: str) -> str:

@@ -192,12 +192,12 @@ def test_the_flow_of_node_red_tells_each_alarm_once(
         return any(str(last) in each.text for each in home.on("alarms/edge"))
 
     home.wait_until(last_is_told, "the last alarm")
-    said = [re.fullmatch(r"room: comfort says high \((.+)\)", each.text) for each in home.on("alarms/edge")]
-    told = [float(each[1]) for each in said if each is not None]
+    answered = [re.fullmatch(r"room: comfort says high \((.+)\)", each.text) for each in home.on("alarms/edge")]
+    notified = [float(each[1]) for each in answered if each is not None]
     made = {each.document["id"]: each.document for each in home.on("edge/room/comfort/kitchen")}
     alarms = [each["score"] for each in made.values() if each["alarm"]]
-    assert len(told) == len(said)
-    assert told == alarms[-len(told) :]
+    assert len(notified) == len(answered)
+    assert notified == alarms[-len(notified) :]
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed: see .ci/run")

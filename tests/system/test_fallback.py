@@ -223,7 +223,7 @@ def test_a_login_that_the_first_broker_refuses_makes_the_second_serve(
     listener.wait_for_text("edge/room/status", "online", 60.0)
     wait_until(
         lambda: "refused the login" in listener.wait_for(1, "edge/room/health")[-1].document["link"]["upstream"],
-        "the refusal to be said",
+        "the refusal to be reported",
     )
     listener.publish("sensors/a/climate", {"temperature": 1.0, "humidity": 2.0})
     listener.wait_for(1, "edge/room/comfort/")

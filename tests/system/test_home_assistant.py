@@ -67,11 +67,11 @@ def test_a_prediction_reaches_its_entities(
         template = jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(component["value_template"])
         return str(template.render(value_json=json.loads(payload)))
 
-    said = prediction.document
-    assert value("comfort__kitchen__label") == said["label"]
-    assert said["label"] in components["comfort__kitchen__label"]["options"]
-    assert float(value("comfort__kitchen__score")) == said["score"]
-    assert value("comfort__kitchen__alarm") == ("ON" if said["alarm"] else "OFF")
+    answered = prediction.document
+    assert value("comfort__kitchen__label") == answered["label"]
+    assert answered["label"] in components["comfort__kitchen__label"]["options"]
+    assert float(value("comfort__kitchen__score")) == answered["score"]
+    assert value("comfort__kitchen__alarm") == ("ON" if answered["alarm"] else "OFF")
     home.wait_until(lambda _: float(value("health__predictions")) == 2, "health that counts two predictions")
 
 

@@ -262,7 +262,11 @@ def test_a_failing_server_begins_anew_and_the_stream_goes_on(
     assert daemon.returncode is None
     assert {message.text for message in subscriber.on("edge/room/status")} == {"online"}
     assert daemon.stop() == 0
-    said = daemon.log.count("the HTTP server failed and begins anew")  # the same again and again is logged a few times
-    assert 1 <= said <= 3
-    assert daemon.log.count("Traceback") == said  # a fault of ours, which the log has to show; no other one is allowed
+    predicted = daemon.log.count(
+        "the HTTP server failed and begins anew"
+    )  # the same again and again is logged a few times
+    assert 1 <= predicted <= 3
+    assert (
+        daemon.log.count("Traceback") == predicted
+    )  # a fault of ours, which the log has to show; no other one is allowed
     daemon.config.with_suffix(".log").write_text("")

@@ -149,10 +149,10 @@ def test_two_taps_on_the_page_say_that_a_prediction_was_wrong(
     try:
         wait_until(lambda: browser.evaluate(LINK) == "live", lambda: f"live: {browser.errors()}")
         client.publish("sensors/kitchen/climate", {"temperature": 1, "humidity": 2})
-        said = client.wait_for(1, "edge/room/comfort/kitchen")[0].document
+        answered = client.wait_for(1, "edge/room/comfort/kitchen")[0].document
         wait_until(lambda: "right?" in browser.evaluate(asked), lambda: browser.evaluate(MODELS))
         browser.evaluate(f"{button}[1].click()")
-        right = "low" if said["label"] == "high" else "high"
+        right = "low" if answered["label"] == "high" else "high"
         wait_until(
             lambda: browser.evaluate(f"{button}.map(each => each.textContent).join()") == right,
             lambda: browser.evaluate("document.getElementById('models').innerHTML"),
@@ -160,7 +160,7 @@ def test_two_taps_on_the_page_say_that_a_prediction_was_wrong(
         browser.evaluate(f"{button}[0].click()")
         wait_until(lambda: browser.evaluate(asked) == f"noted: {right}", lambda: browser.evaluate(asked))
         found = client.wait_for(1, "edge/room/accuracy/comfort")[0].document
-        assert (found["n"], found["confusion"]) == (1, {right: {said["label"]: 1}})
+        assert (found["n"], found["confusion"]) == (1, {right: {answered["label"]: 1}})
         about = "document.getElementById('about').textContent"
         wait_until(lambda: "right 0.0 % of 1" in browser.evaluate(about), lambda: browser.evaluate(about))
         assert browser.errors() == []

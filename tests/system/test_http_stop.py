@@ -259,8 +259,8 @@ def test_several_processes_answer_on_one_port(
         for _ in range(20):
             assert hear_on(free_port, "/v2/health/ready")[0] == 200
         last = children(server.pid)
-        said = end(server)
-        assert "a process has ended and is started again" in said
+        answered = end(server)
+        assert "a process has ended and is started again" in answered
     assert not any(Path(f"/proc/{pid}").exists() for pid in last)
 
 

@@ -177,9 +177,9 @@ def test_a_wrong_option_is_refused_before_anything_is_written(
     """2, one line, and no file: no port and no broker could make such an option right."""
     monkeypatch.chdir(tmp_path)
     assert main(["init", "--yes", *options]) == 2
-    said = capsys.readouterr().err
-    assert words in said
-    assert said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert words in message
+    assert message.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 

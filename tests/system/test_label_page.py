@@ -248,8 +248,8 @@ def test_two_commands_at_one_folder_keep_the_decisions_of_both(make_page: MakePa
 def test_undo_brings_back_the_truth_that_the_device_received(make_page: MakePage, tmp_path: Path) -> None:
     """A decision replaces it; without the decision it counts again, on the page as in a data set."""
     identity = "room/comfort/-/1/0"
-    told = Labelled(id=identity, model="comfort", label="high", time=1.0)
-    folder = write_captures(tmp_path / "captures", [*numbered(1), told])
+    answered = Labelled(id=identity, model="comfort", label="high", time=1.0)
+    folder = write_captures(tmp_path / "captures", [*numbered(1), answered])
     page = make_page(folder)
     assert page.ask("decisions", {"id": identity, "label": "low"})[1]["label"] == "low"
     undone = {"label": "high", "values": {}, "skipped": False, "decided": False}

@@ -33,7 +33,7 @@ COUNT = 12  # windows of each model
 
 @dataclass
 class Kind:
-    """One model of the daemon, its windows, and what the stream has said of them."""
+    """One model of the daemon, its windows, and what the stream has reported of them."""
 
     name: str
     path: Path

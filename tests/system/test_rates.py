@@ -1,4 +1,4 @@
-"""The rate of the readings is part of what a model was trained on: another one is noticed, said, and brought to it."""
+"""The rate of the readings is part of what a model was trained on: another rate is reported, or resampled."""
 
 import json
 from pathlib import Path
@@ -93,9 +93,9 @@ def test_predict_notices_another_rate_and_brings_it_to_the_models(
     files = record(tmp_path, held_out, 20.0)
     options = ["-o", str(tmp_path / "o.csv"), "--time", "time", "--workers", "1"]
     assert main(["predict", str(bundle), *files, *options]) == 0
-    said = capfd.readouterr().err
-    assert "expected readings at 10 Hz (rate_hz of the bundle), found 20 Hz: a window of 50 readings is 2.5 s" in said
-    assert "instead of 5 s: --on-rate resample brings them to it" in said
+    stderr = capfd.readouterr().err
+    assert "expected readings at 10 Hz (rate_hz of the bundle), found 20 Hz: a window of 50 readings is 2.5 s" in stderr
+    assert "instead of 5 s: --on-rate resample brings them to it" in stderr
 
 
 def test_resampling_changes_no_bit_of_a_stream_at_the_right_rate(

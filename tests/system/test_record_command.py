@@ -259,6 +259,6 @@ def test_a_label_or_a_channel_that_would_spoil_the_file_is_refused(
     """A line break in a label would tear lines, and a column that is there twice could not be read back: 2."""
     path = device(tmp_path, 'type = "serial"\nport = "/dev/none"\nfields = ["x", "y"]')
     assert main(["record", str(path), "-o", str(tmp_path / "rec"), *options]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"{options[0]}: expected")
+    message = capsys.readouterr().err
+    assert message.startswith(f"{options[0]}: expected")
     assert not (tmp_path / "rec").exists()

@@ -19,7 +19,7 @@ MakeRig = Callable[[str], Rig]
 
 
 def newest(rig: Rig) -> dict[str, Any]:
-    """What was said last of the shadow."""
+    """What was reported last of the shadow."""
     found = rig.client.on("edge/room/shadow/comfort")
     return dict(found[-1].document) if found else {}
 

@@ -59,13 +59,13 @@ def test_births_data_rebirth_and_death(
     assert _numbers(spoken) == [0, 1, 2, 3, 4]
     assert not any(each.retained for each in spoken)
     for data, prediction in zip(spoken[2:], host.on("edge/room/comfort/kitchen"), strict=True):
-        said = prediction.document
+        answered = prediction.document
         found = values(data.payload)
         assert {name: found[name] for name in ("id", "label", "alarm")} == {
-            name: said[name] for name in ("id", "label", "alarm")
+            name: answered[name] for name in ("id", "label", "alarm")
         }
-        assert found["score"] == pytest.approx(said["score"], rel=1e-6)
-        assert found["scores/low"] == pytest.approx(said["scores"]["low"], rel=1e-6)
+        assert found["score"] == pytest.approx(answered["score"], rel=1e-6)
+        assert found["scores/low"] == pytest.approx(answered["scores"]["low"], rel=1e-6)
     assert set(values(spoken[1].payload)) == set(values(spoken[2].payload))
     if npm_modules() is not None:
         birth, *_, last = read_by_npm([each.payload for each in spoken])
@@ -207,11 +207,11 @@ def test_the_embedded_broker_carries_every_convention(
         host.publish("sensors/kitchen/climate", READING)
         host.wait_until(_on(DDATA, 1), "DDATA")
         host.wait_until(_on("edge/room/comfort/kitchen", 1), "JSON")
-        (said,) = [each.document for each in host.on("edge/room/comfort/kitchen") if each.topic.endswith("kitchen")]
+        (answered,) = [each.document for each in host.on("edge/room/comfort/kitchen") if each.topic.endswith("kitchen")]
         host.wait_until(_on("edge/room/comfort/kitchen/score", 1), "a flat value")
         (flat,) = [float(each.text) for each in host.messages if each.topic == "edge/room/comfort/kitchen/score"]
-        assert values(host.on(DDATA)[-1].payload)["score"] == pytest.approx(said["score"], rel=1e-6)
-        assert flat == said["score"]
+        assert values(host.on(DDATA)[-1].payload)["score"] == pytest.approx(answered["score"], rel=1e-6)
+        assert flat == answered["score"]
         daemon.kill()
         host.wait_until(_on(DEATH, 1), "NDEATH by the last will")
     finally:

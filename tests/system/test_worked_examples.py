@@ -149,7 +149,7 @@ def test_a_wake_word_is_heard_three_times_and_not_a_fourth(
     make_subscriber: MakeSubscriber,
     tmp_path: Path,
 ) -> None:
-    """MLPerf Tiny's own model and recording: every word is heard soon after it was said, and nothing else is."""
+    """MLPerf Tiny's own model and recording: every word is heard soon after it was reported, and nothing else is."""
     pytest.importorskip("ai_edge_litert")
     folder = shared_data / "mlperf-tiny-wakeword"
     wav = folder / "short_wav_easy10s.wav"

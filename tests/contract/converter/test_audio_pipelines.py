@@ -136,6 +136,6 @@ def test_a_rate_that_the_features_do_not_reckon_with_is_refused(
     (tmp_path / "spec.toml").write_text(f"[window]\nlength = {LENGTH}\nrate_hz = 16000.0\n")
     arguments = ["--spec", str(tmp_path / "spec.toml"), "--quantize", "none", "-o", str(tmp_path / "o.onnx")]
     assert main(["build", str(tmp_path / "sound.skops"), *arguments]) == 1
-    said = capsys.readouterr().err
-    assert "window.rate_hz: the specification says 16000 Hz, the model's features reckon with 8000 Hz" in said
+    stderr = capsys.readouterr().err
+    assert "window.rate_hz: the specification says 16000 Hz, the model's features reckon with 8000 Hz" in stderr
     assert not (tmp_path / "o.onnx").exists()

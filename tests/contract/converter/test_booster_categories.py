@@ -292,6 +292,6 @@ def test_catboost_s_categories_are_refused_in_a_sentence_where_they_do_not_conve
         model = catboost.CatBoostClassifier(**{"iterations": 5, **options, **more}).fit(frame, y)
         model.save_model(str(tmp_path / "m.cbm"))
         assert build(tmp_path / "m.cbm", tmp_path, np.zeros((20, 3)), spec) == 1
-        said = capsys.readouterr().err
-        assert words in said
-        assert len(said.strip().splitlines()) == 1
+        stderr = capsys.readouterr().err
+        assert words in stderr
+        assert len(stderr.strip().splitlines()) == 1

@@ -199,7 +199,7 @@ def test_parts_without_an_onnx_form_are_refused_in_one_sentence(
     ):
         capsys.readouterr()
         assert main(["build", str(tmp_path / name), "--quantize", "none", "-o", str(tmp_path / "o.onnx")]) == 1
-        said = capsys.readouterr().err
-        assert message in said
-        assert len(said.strip().splitlines()) == 1
+        stderr = capsys.readouterr().err
+        assert message in stderr
+        assert len(stderr.strip().splitlines()) == 1
         assert not (tmp_path / "o.onnx").exists()

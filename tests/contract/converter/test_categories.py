@@ -255,9 +255,9 @@ def test_a_category_that_the_model_was_trained_on_and_nobody_declares_is_named(
     rows = table()
     model = KNOWING["one-hot"].fit(rows[["heat", "colour", "mode"]], rows.y)
     assert build(model, tmp_path, rows, SPEC.replace('"black"', '"white"')) == 0
-    said = capsys.readouterr().out
-    assert "channel 'colour': the model also knows 'black'" in said
-    assert "channel 'colour': the model was not trained on 'white'" in said
+    output = capsys.readouterr().out
+    assert "channel 'colour': the model also knows 'black'" in output
+    assert "channel 'colour': the model was not trained on 'white'" in output
 
 
 def test_text_that_no_encoder_takes_is_refused_with_what_would_help(

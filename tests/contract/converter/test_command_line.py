@@ -58,15 +58,15 @@ def build(*arguments: str | Path) -> int:
 
 
 def refused(capsys: pytest.CaptureFixture[str], out: Path, *arguments: str | Path) -> str:
-    """Run a command that must fail with messages and without a file, and hand back what it said."""
+    """Run a command that must fail with messages and without a file, and hand back what it reported."""
     capsys.readouterr()
     assert build(*arguments, "-o", out) == 1
-    said = capsys.readouterr().err
-    assert said.strip()
-    assert "Traceback" not in said
+    noted = capsys.readouterr().err
+    assert noted.strip()
+    assert "Traceback" not in noted
     assert not out.exists()
     assert not [path for path in out.parent.iterdir() if path.name.startswith(f".{out.name}")]
-    return said
+    return noted
 
 
 def test_build_writes_a_bundle_that_a_device_opens(model: Path, data: Path, tmp_path: Path) -> None:
@@ -98,9 +98,9 @@ def test_every_way_to_quantise_is_recorded_and_shown(
     """The table and the manifest tell the metric, the differing labels and the bytes of each form."""
     out = tmp_path / "net.onnx"
     assert build(model, "--data", data, "-o", out, "--quantize", method, "--prefer", "size") == 0
-    said = capsys.readouterr().out
-    assert "accuracy" in said
-    assert "differing labels" in said
+    noted = capsys.readouterr().out
+    assert "accuracy" in noted
+    assert "differing labels" in noted
     record = manifest_of(out).quantization
     assert record["bytes"] == out.stat().st_size
     assert record["requested"] == method
@@ -168,9 +168,9 @@ def test_over_the_limit_no_file_is_written(
     monkeypatch.setattr(search, "sparing", lambda *_: [])
     out = tmp_path / "net.onnx"
     assert build(model, "--data", data, "-o", out, "--quantize", "int8") == 1
-    said = capsys.readouterr()
-    assert "int8 static" in said.out
-    assert "more than --max-drop 0.01" in said.err
+    noted = capsys.readouterr()
+    assert "int8 static" in noted.out
+    assert "more than --max-drop 0.01" in noted.err
     assert not out.exists()
 
 
@@ -290,8 +290,8 @@ def test_inspect_shows_the_manifest_to_people_and_programs(
     assert main(["inspect", str(out)]) == 0
     assert "labels        0, 1" in capsys.readouterr().out
     assert main(["inspect", str(out), "--json"]) == 0
-    said = capsys.readouterr().out
-    assert read_manifest(json.dumps(json.loads(said)), "x") == manifest_of(out)
+    noted = capsys.readouterr().out
+    assert read_manifest(json.dumps(json.loads(noted)), "x") == manifest_of(out)
 
 
 def test_compare_puts_two_bundles_side_by_side(
@@ -303,10 +303,10 @@ def test_compare_puts_two_bundles_side_by_side(
     capsys.readouterr()
     arguments = ["compare", str(tmp_path / "none.onnx"), str(tmp_path / "int8.onnx"), "--data", str(data)]
     assert main(arguments) == 0
-    said = capsys.readouterr().out
-    assert "none.onnx" in said
-    assert "int8.onnx" in said
-    assert "accuracy" in said
+    noted = capsys.readouterr().out
+    assert "none.onnx" in noted
+    assert "int8.onnx" in noted
+    assert "accuracy" in noted
 
 
 def test_a_signed_bundle_verifies_and_a_changed_one_does_not(
@@ -347,9 +347,9 @@ def test_a_pickle_is_refused_before_a_byte_is_unpickled(
     """Whatever a pickle is called, it needs --trust, and nothing in it runs without."""
     canary = tmp_path / "canary"
     (tmp_path / name).write_bytes(pickle.dumps(Canary(str(canary)), protocol=protocol))
-    said = refused(capsys, tmp_path / "out.onnx", tmp_path / name, "--quantize", "none")
-    assert "this is a pickle" in said
-    assert "--trust" in said
+    noted = refused(capsys, tmp_path / "out.onnx", tmp_path / name, "--quantize", "none")
+    assert "this is a pickle" in noted
+    assert "--trust" in noted
     assert not canary.exists()
 
 
@@ -375,9 +375,9 @@ def test_a_skops_file_with_strange_types_lists_them(
     strange = make_pipeline(FunctionTransformer(os.path.basename), LogisticRegression())
     strange.steps[1][1].fit(x, y)
     skops.io.dump(strange, tmp_path / "strange.skops")
-    said = refused(capsys, tmp_path / "out.onnx", tmp_path / "strange.skops", "--data", data)
-    assert "posixpath.basename" in said
-    assert "--trust" in said
+    noted = refused(capsys, tmp_path / "out.onnx", tmp_path / "strange.skops", "--data", data)
+    assert "posixpath.basename" in noted
+    assert "--trust" in noted
 
 
 BAD_SPEC = 'nmae = "x"\nversion = 3\nlabels = ["a", "a"]\n[window]\nlenght = 4\n'
@@ -388,11 +388,11 @@ def test_every_mistake_of_a_specification_is_told_at_once(
 ) -> None:
     """Unknown keys come with the nearest known one, and no mistake hides another."""
     (tmp_path / "bad.toml").write_text(BAD_SPEC)
-    said = refused(capsys, tmp_path / "out.onnx", model, "--spec", tmp_path / "bad.toml", "--data", data)
-    assert "nmae: unknown key; did you mean `name`?" in said
-    assert "version: expected a text, found 3" in said
-    assert "window.lenght: unknown key; did you mean `length`?" in said
-    assert "window.length: expected a whole number, found nothing" in said
+    noted = refused(capsys, tmp_path / "out.onnx", model, "--spec", tmp_path / "bad.toml", "--data", data)
+    assert "nmae: unknown key; did you mean `name`?" in noted
+    assert "version: expected a text, found 3" in noted
+    assert "window.lenght: unknown key; did you mean `length`?" in noted
+    assert "window.length: expected a whole number, found nothing" in noted
 
 
 def _channels(*names: str) -> str:
@@ -422,10 +422,10 @@ def test_a_model_a_specification_and_data_that_disagree_are_refused(
     if "[[channel]]" not in spec and case not in ("window", "classes", "task"):
         spec += '\n[[channel]]\nname = "a"\n[[channel]]\nname = "b"'
     (tmp_path / "spec.toml").write_text(spec)
-    said = refused(
+    noted = refused(
         capsys, tmp_path / "out.onnx", model, "--spec", tmp_path / "spec.toml", "--data", tmp_path / "data.csv"
     )
-    assert message in said
+    assert message in noted
 
 
 def _nan(x: Any, y: Any) -> dict[str, Any]:
@@ -470,9 +470,9 @@ def test_a_truncated_file_is_told_from_a_whole_one(
         joblib.dump(LogisticRegression().fit(*readings()), whole)
     cut = tmp_path / f"cut{suffix}"
     cut.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * share)])
-    said = refused(capsys, tmp_path / "out.onnx", cut, "--data", data, "--trust")
-    assert str(cut) in said
-    assert len(said.strip().splitlines()) == 1
+    noted = refused(capsys, tmp_path / "out.onnx", cut, "--data", data, "--trust")
+    assert str(cut) in noted
+    assert len(noted.strip().splitlines()) == 1
 
 
 def test_missing_files_and_folders_are_named(

@@ -71,11 +71,11 @@ def test_a_fleet_is_merged_without_doubles_and_with_its_provenance(
 
 def test_labels_of_people_come_before_those_of_devices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The last decision counts, one that was taken back does not, and what has no label is left out and counted."""
-    told = [
+    answered = [
         Labelled(id=f"room/comfort/-/1/{number}", model="comfort", label=label, time=2.0)
         for number, label in ((0, "low"), (1, "low"), (4, "high"))
     ]
-    write_captures(tmp_path / "c", [*numbered(6), *told])
+    write_captures(tmp_path / "c", [*numbered(6), *answered])
     _label(tmp_path / "c", _1="low", _2="high", _3="high")
     _label(tmp_path / "c", _1="high", _3=None)
     found = _made(tmp_path, tmp_path / "c")
@@ -95,11 +95,11 @@ def test_labels_that_contradict_each_other_leave_the_window_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of two devices as of two people; it is named."""
-    told = [
+    answered = [
         Labelled(id=f"room/comfort/-/1/{number}", model="comfort", label=label, time=2.0)
         for number, label in ((0, "low"), (0, "high"), (1, "low"), (1, "low"))
     ]
-    write_captures(tmp_path / "a", [*numbered(4), *told])
+    write_captures(tmp_path / "a", [*numbered(4), *answered])
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     _label(tmp_path / "a", _2="low")
     _label(tmp_path / "b", _2="high")
@@ -266,7 +266,7 @@ def test_a_model_of_several_labels_is_built_from_captures_with_their_truth(
     truth = np.stack([x[:, 0, 0] > 0, x[:, 1, 1] > 0.3], axis=1).astype(float)
     ids = [f"room/comfort/-/1/{number}" for number in range(60)]
     windows = [captured(x[place], each, time=1_700_000_000.0 + place, label=None) for place, each in enumerate(ids)]
-    told = [
+    answered = [
         Labelled(
             id=each,
             model="comfort",
@@ -276,7 +276,7 @@ def test_a_model_of_several_labels_is_built_from_captures_with_their_truth(
         )
         for place, each in enumerate(ids)
     ]
-    folder = write_captures(tmp_path / "c", [*windows, *told], task="multilabel", labels=("hot", "wet"))
+    folder = write_captures(tmp_path / "c", [*windows, *answered], task="multilabel", labels=("hot", "wet"))
     data = _made(tmp_path, folder)
     order = [ids.index(each) for each in data["id"].tolist()]
     assert data["y"].tolist() == truth[order].tolist()

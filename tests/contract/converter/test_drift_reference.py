@@ -58,8 +58,8 @@ def test_a_build_writes_limits_that_a_device_reads(tmp_path: Path, capsys: pytes
     """The rate comes from the times; what was held stands in the output and in the report; answers have limits too."""
     values = recordings(tmp_path, 9000)
     assert build(tmp_path) == 0
-    said = capsys.readouterr()
-    (line,) = [each for each in (said.out + said.err).splitlines() if "drift: limits from" in each]
+    output = capsys.readouterr()
+    (line,) = [each for each in (output.out + output.err).splitlines() if "drift: limits from" in each]
     assert "for 2 false alarms a month" in line
     assert line.endswith("held")
     assert line.split("drift: ")[1] in (tmp_path / "m.html").read_text().replace("&#x27;", "'")
@@ -84,8 +84,8 @@ def test_a_build_from_few_readings_says_that_there_are_no_limits(
     """The bundle is made, with a reference."""
     recordings(tmp_path, 300)
     assert build(tmp_path) == 0
-    said = capsys.readouterr()
-    assert "drift: no limits: 210 readings are too few" in said.out + said.err
+    output = capsys.readouterr()
+    assert "drift: no limits: 210 readings are too few" in output.out + output.err
     assert manifest_of(tmp_path / "m.onnx").drift is None
     assert not Monitor(Model(open_bundle(tmp_path / "m.onnx")).manifest).is_calibrated
 

@@ -55,9 +55,9 @@ def test_work_is_told_as_it_is_done_and_an_interrupt_leaves_no_file(
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert started.stdout is not None
-    told = []
+    collected = []
     for each in started.stdout:
-        told.append(each)
+        collected.append(each)
         if each.startswith(line):
             break
     started.send_signal(signal.SIGINT)
@@ -73,9 +73,11 @@ def test_work_is_told_as_it_is_done_and_an_interrupt_leaves_no_file(
         "trying int8 static",
         "trial of",
     ]
-    places = [next((place for place, each in enumerate(told) if each.startswith(step)), len(told)) for step in steps]
+    places = [
+        next((place for place, each in enumerate(collected) if each.startswith(step)), len(collected)) for step in steps
+    ]
     assert places == sorted(places)
-    assert len(told) - 1 in places
+    assert len(collected) - 1 in places
     assert wrong.strip().endswith("interrupted; nothing was written")
     assert "Traceback" not in wrong
     assert [path.name for path in folder.iterdir()] == ["m.onnx"]

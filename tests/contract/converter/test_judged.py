@@ -234,7 +234,7 @@ def test_decision_values_of_a_file_become_probabilities_or_are_refused(kind: str
 
 
 def test_rows_that_a_device_would_reject_are_named_and_left_out_of_the_metric(bench: Bench) -> None:
-    """A range that keeps out a whole class is said, class by class."""
+    """A range that keeps out a whole class is reported, class by class."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(400, 2))
     y = np.where(x[:, 0] > 0, "busy", "free")
@@ -282,7 +282,7 @@ def test_channels_in_another_order_than_the_columns_of_the_file_are_said(
 
 
 def test_rows_of_a_single_file_may_be_those_of_the_training(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is said, with what to do; two files are taken for held-out rows."""
+    """It is reported, with what to do; two files are taken for held-out rows."""
     x, y = load_iris(return_X_y=True)
     model = LogisticRegression(max_iter=1000).fit(x, y)
     words = "these rows may be those the model was trained on"

@@ -115,8 +115,8 @@ def test_code_inside_a_file_needs_trust(tmp_path: Path, capsys: pytest.CaptureFi
         ("cut.h5", "found a damaged, truncated or other file"),
     ):
         assert main(["build", str(tmp_path / name), "--quantize", "none", "-o", str(tmp_path / "o.onnx")]) == 1
-        said = capsys.readouterr().err
-        assert message in said, said
+        stderr = capsys.readouterr().err
+        assert message in stderr, stderr
 
 
 def channels(*names: str) -> str:
@@ -142,9 +142,9 @@ def test_an_open_size_that_nothing_fills_is_refused(tmp_path: Path, capsys: pyte
     (tmp_path / "s.toml").write_text(f'task = "regression"\n[window]\nlength = 4\n{channels("x", "y")}')
     names = ["build", str(tmp_path / "m.keras"), "--spec", str(tmp_path / "s.toml"), "-o", str(tmp_path / "o.onnx")]
     assert main([*names, "--quantize", "none"]) == 1
-    said = capsys.readouterr().err
-    assert "leaves sizes open (?, 3)" in said
-    assert "found [4, 2]" in said
+    stderr = capsys.readouterr().err
+    assert "leaves sizes open (?, 3)" in stderr
+    assert "found [4, 2]" in stderr
 
 
 def test_tokens_of_an_embedding_layer_are_whole_numbers(tmp_path: Path) -> None:

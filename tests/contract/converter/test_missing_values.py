@@ -105,7 +105,7 @@ def test_a_source_that_refuses_missing_values_refuses_the_declaration(
 def test_without_the_declaration_a_gap_in_the_data_is_refused_with_the_key_that_allows_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The contract stays strict where nothing is said, and in the channels that are not declared."""
+    """The contract stays strict where nothing is reported, and in the channels that are not declared."""
     x, y = rows()
     model = MODELS["imputer"].fit(x, y)
     assert build(model, tmp_path, x, y, spec=SPEC.replace(ALLOWED, "")) == 1

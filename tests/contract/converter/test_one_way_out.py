@@ -66,9 +66,9 @@ def test_what_does_not_fit_is_one_sentence(case: str, tmp_path: Path, capsys: py
         "outputs of words": (DecisionTreeClassifier().fit(x, words_of), "found 'off', 'on' for output 0: convert"),
     }[case]
     assert build(model, tmp_path, x) == 1
-    said = capsys.readouterr().err
-    assert words in said
-    assert len(said.strip().splitlines()) == 1
+    message = capsys.readouterr().err
+    assert words in message
+    assert len(message.strip().splitlines()) == 1
     assert not (tmp_path / "o.onnx").exists()
 
 
@@ -80,9 +80,9 @@ def test_an_xgboost_model_of_several_labels_is_one_sentence(tmp_path: Path, caps
     model = xgboost.XGBClassifier(n_estimators=3, n_jobs=1, **how).fit(x, np.c_[y, 1 - y])
     model.save_model(tmp_path / "m.json")
     assert main(["build", str(tmp_path / "m.json"), "--quantize", "none", "-o", str(tmp_path / "o.onnx")]) == 1
-    said = capsys.readouterr().err
-    assert "found several in tree 0: train it with multi_strategy='one_output_per_tree'" in said
-    assert len(said.strip().splitlines()) == 1
+    message = capsys.readouterr().err
+    assert "found several in tree 0: train it with multi_strategy='one_output_per_tree'" in message
+    assert len(message.strip().splitlines()) == 1
 
 
 PICKED = [slice(0, 2), [True, True, False], slice("a", "b"), ["a", "b"], make_column_selector(pattern="[ab]")]
@@ -171,9 +171,9 @@ def test_a_foreign_error_is_named_with_its_stage(
     elif where == "load":
         monkeypatch.setattr(SklearnModel, "__init__", init)
     assert build(LinearRegression().fit(x, x[:, 0]), tmp_path, x) == 1
-    said = capsys.readouterr().err
-    assert words in said
-    assert len(said.strip().splitlines()) == 1
+    message = capsys.readouterr().err
+    assert words in message
+    assert len(message.strip().splitlines()) == 1
 
 
 def test_a_pickle_of_another_release_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

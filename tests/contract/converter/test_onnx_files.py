@@ -97,7 +97,7 @@ def test_a_batch_that_cannot_be_freed_is_told_in_the_manifest(tmp_path: Path) ->
 
 @pytest.mark.parametrize("layout", ["", '[model]\nlayout = "channel_first"'])
 def test_a_channel_first_convolution_gets_its_channels_first(layout: str, tmp_path: Path) -> None:
-    """Input [N, channels, length] is recognised by its sizes, or said in [model]."""
+    """Input [N, channels, length] is recognised by its sizes, or reported in [model]."""
     w = noise(4, 2, 3)
     path = save(
         tmp_path / "m.onnx",
@@ -297,9 +297,9 @@ def test_what_no_device_would_run_is_refused(tmp_path: Path, capsys: pytest.Capt
         capsys.readouterr()
         arguments = ["--spec", str(tmp_path / "spec.toml"), "--quantize", "none", "-o", str(tmp_path / "o.onnx")]
         assert main(["build", str(tmp_path / name), *arguments]) == 1
-        said = capsys.readouterr().err
-        assert message in said, said
-        assert "Traceback" not in said
+        stderr = capsys.readouterr().err
+        assert message in stderr, stderr
+        assert "Traceback" not in stderr
         assert not (tmp_path / "o.onnx").exists()
 
 
@@ -352,7 +352,7 @@ def test_weights_that_are_elsewhere_or_too_large_to_be_true_are_refused(
         capsys.readouterr()
         arguments = ["--spec", str(tmp_path / "spec.toml"), "--quantize", "none", "-o", str(tmp_path / "o.onnx")]
         assert main(["build", str(saved(nodes, constants)), *arguments]) == 1
-        said = capsys.readouterr().err
-        assert message in said, said
-        assert len(said.strip().splitlines()) == 1
+        stderr = capsys.readouterr().err
+        assert message in stderr, stderr
+        assert len(stderr.strip().splitlines()) == 1
         assert not (tmp_path / "o.onnx").exists()

@@ -111,9 +111,9 @@ def test_what_holds_no_answer_is_refused_in_a_sentence(
     (tmp_path / "s.toml").write_text(spec)
     command = ["build", str(path), "--spec", str(tmp_path / "s.toml"), "--data", str(tmp_path / "d.npz")]
     assert main([*command, "--quantize", "none", "-o", str(tmp_path / "o.onnx")]) == 1
-    said = capsys.readouterr().err
-    assert words in said
-    assert len(said.strip().splitlines()) == 1
+    stderr = capsys.readouterr().err
+    assert words in stderr
+    assert len(stderr.strip().splitlines()) == 1
 
 
 def test_a_sequence_as_output_is_refused_with_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,6 +127,6 @@ def test_a_sequence_as_output_is_refused_with_what_to_do(tmp_path: Path, capsys:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
     assert main(["build", str(tmp_path / "m.onnx"), "--quantize", "none", "-o", str(tmp_path / "o.onnx")]) == 1
-    said = capsys.readouterr().err
-    assert "output 'y': expected a tensor, found seq(tensor(float)): export the model with tensors as outputs" in said
-    assert len(said.strip().splitlines()) == 1
+    stderr = capsys.readouterr().err
+    assert "output 'y': expected a tensor, found seq(tensor(float)): export the model with tensors as outputs" in stderr
+    assert len(stderr.strip().splitlines()) == 1

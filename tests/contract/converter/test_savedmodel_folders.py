@@ -128,10 +128,10 @@ def test_an_operator_without_onnx_form_is_named_although_tf2onnx_ends_with_0(
     """One sentence, and no file."""
     save(tensorflow, tmp_path / "m", lambda _, x: {"y": tensorflow.math.bessel_i0(x)}, 4)
     assert build(tmp_path / "m", 'task = "regression"\n', "--quantize", "none") == 1
-    said = capsys.readouterr().err
-    assert "no ONNX form is known for the TensorFlow operators" in said
-    assert "BesselI0" in said
-    assert len(said.strip().splitlines()) == 1
+    stderr = capsys.readouterr().err
+    assert "no ONNX form is known for the TensorFlow operators" in stderr
+    assert "BesselI0" in stderr
+    assert len(stderr.strip().splitlines()) == 1
     assert not (tmp_path / "out.onnx").exists()
 
 
@@ -146,10 +146,10 @@ def test_a_model_that_counts_its_calls_is_refused(
 
     save(tensorflow, tmp_path / "m", ask, 4, count=0.0)
     assert build(tmp_path / "m", 'task = "regression"\n', "--quantize", "none") == 1
-    said = capsys.readouterr().err
-    assert "tf2onnx cannot convert it" in said
-    assert "Traceback" not in said
-    assert len(said.strip().splitlines()) == 1
+    stderr = capsys.readouterr().err
+    assert "tf2onnx cannot convert it" in stderr
+    assert "Traceback" not in stderr
+    assert len(stderr.strip().splitlines()) == 1
 
 
 def test_a_model_that_writes_files_needs_trust(
@@ -181,9 +181,9 @@ def test_a_damaged_folder_and_one_with_a_link_are_refused(
     ):
         program.write_bytes(data)
         assert build(tmp_path / "m", WINDOW, "--quantize", "none") == 1
-        said = capsys.readouterr().err
-        assert message in said, said
-        assert len(said.strip().splitlines()) == 1
+        stderr = capsys.readouterr().err
+        assert message in stderr, stderr
+        assert len(stderr.strip().splitlines()) == 1
 
 
 def test_a_link_in_a_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,5 +205,7 @@ def test_without_tensorflow_the_command_that_installs_it_is_named(
     assert "found a folder without saved_model.pb" in capsys.readouterr().err
     (tmp_path / "m" / "saved_model.pb").write_bytes(b"\x08\x01")
     assert build(tmp_path / "m", WINDOW, "--quantize", "none") == 1
-    said = capsys.readouterr().err
-    assert "needs tensorflow, which is not installed: pip install 'edge-inference-runtime[convert,tensorflow]'" in said
+    stderr = capsys.readouterr().err
+    assert (
+        "needs tensorflow, which is not installed: pip install 'edge-inference-runtime[convert,tensorflow]'" in stderr
+    )

@@ -80,7 +80,7 @@ def test_each_input_takes_its_group_of_channels(batch: int | str, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("groups", "said"),
+    ("groups", "answered"),
     [
         ({"motion": ["x", "y", "z", "t"]}, "inputs that nothing feeds: climate: name each in [[input]]"),
         ({"motion": ["x", "y"], "climate": ["z", "t"]}, "expected 18 values as the input takes, found 2 channels"),
@@ -90,14 +90,14 @@ def test_each_input_takes_its_group_of_channels(batch: int | str, tmp_path: Path
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(
-    groups: dict[str, list[str]] | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    groups: dict[str, list[str]] | None, answered: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each in a sentence that says which one and why."""
     model = two_towers(tmp_path / "m.onnx", "N")
     spec = f'task = "regression"\n[window]\nlength = {LENGTH}\n{channels("x", "y", "z", "t")}'
     assert build(tmp_path, model, spec + (inputs(**groups) if groups else ""), "--quantize", "none") == 1
     said_here = capsys.readouterr().err
-    assert said in said_here
+    assert answered in said_here
     assert "Traceback" not in said_here
 
 

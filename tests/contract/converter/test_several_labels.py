@@ -176,12 +176,12 @@ def test_what_is_not_there_or_not_is_refused_with_what_to_do(convert: Convert) -
     words = np.stack([np.where(x[:, 0] > 0, "red", "blue"), np.where(x[:, 1] > 0, "on", "off")], axis=1)
     three = np.stack([np.digitize(x[:, 0], [-0.5, 0.5]), (x[:, 1] > 0).astype(int)], axis=1)
     stack = StackingClassifier([("a", KNeighborsClassifier())], RandomForestClassifier(3))
-    for model, y, said in (
+    for model, y, stderr in (
         (MultiOutputClassifier(LogisticRegression()), words, "expected 0 and 1 .* found 'blue', 'red' for output 0"),
         (DecisionTreeClassifier(), three, "found 0, 1, 2 for output 0: convert a model for each output"),
         (stack, truth(x), "no ONNX form is known for a StackingClassifier of several labels: put one estimator a"),
     ):
-        with pytest.raises(CommandError, match=said):
+        with pytest.raises(CommandError, match=stderr):
             convert(model.fit(x, y), x, name="m.joblib")
 
 
@@ -283,9 +283,9 @@ def test_mistakes_about_several_labels_are_one_sentence(tmp_path: Path, capsys: 
         np.savez(tmp_path / "d.npz", x=x.astype(np.float32), y=y)
         command = ["build", str(tmp_path / "m.pkl"), "--trust", "--spec", str(tmp_path / "s.toml")]
         assert main([*command, "--data", str(tmp_path / "d.npz"), "-o", str(tmp_path / "m.onnx")]) == 1
-        said = capsys.readouterr().err
-        assert words in said
-        assert "Traceback" not in said
+        stderr = capsys.readouterr().err
+        assert words in stderr
+        assert "Traceback" not in stderr
 
 
 def test_int8_of_several_labels_keeps_them(tmp_path: Path) -> None:

@@ -218,7 +218,7 @@ def test_a_pickle_names_the_package_that_it_needs(tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize("several", [MultiOutputRegressor, RegressorChain])
 @pytest.mark.parametrize("base", ["trees", "LightGBM", "XGBoost"])
 def test_several_targets_of_any_regressor(several: Any, base: str, tmp_path: Path) -> None:
-    """One regressor a target, boosters included; in a chain each sees what those before it have said."""
+    """One regressor a target, boosters included; in a chain each sees what those before it have reported."""
     member: Any = RandomForestRegressor(5, random_state=0)
     if base == "LightGBM":
         member = pytest.importorskip("lightgbm").LGBMRegressor(n_estimators=8, verbose=-1, n_jobs=1)

@@ -149,7 +149,7 @@ def test_only_the_best_detections_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "answered"),
     [
         ('labels = ["a", "b"]\n', "expected an axis of 6 (boxes and classes of the specification), found [7, 60]"),
         ("", "labels: expected the names of the detector's classes, found none"),
@@ -158,11 +158,11 @@ def test_only_the_best_detections_are_kept(tmp_path: Path) -> None:
     ],
 )
 def test_a_detector_that_is_described_otherwise_is_refused(
-    spec: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    spec: str, answered: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One sentence says which size or key does not fit."""
     model = detector(tmp_path / "m.onnx", batch=1, turned=True)
-    if "[60, 60]" in said:
+    if "[60, 60]" in answered:
         save(
             model,
             [helper.make_node("ReduceMax", ["x"], ["m"]), helper.make_node("Reshape", ["m", "one"], ["n"]),
@@ -174,7 +174,7 @@ def test_a_detector_that_is_described_otherwise_is_refused(
     (tmp_path / "s.toml").write_text(f'task = "detection"\n{head}{FRAME}' + (f"[detection]{table}" if table else ""))
     names = ["build", str(model), "--spec", str(tmp_path / "s.toml"), "-o", str(tmp_path / "o.onnx")]
     assert main([*names, "--quantize", "none"]) == 1
-    assert said in capsys.readouterr().err
+    assert answered in capsys.readouterr().err
 
 
 def test_a_large_output_has_its_own_task_and_a_small_self_test(tmp_path: Path) -> None:

@@ -158,10 +158,10 @@ def test_what_has_no_onnx_form_is_refused_in_one_sentence(
     assert (
         main(["build", str(shared_data / f"{name}.tflite"), "--quantize", "none", "-o", str(tmp_path / "o.onnx")]) == 1
     )
-    said = capsys.readouterr().err
-    assert "no ONNX form is known for the TFLite operators" in said
-    assert operator in said
-    assert len(said.strip().splitlines()) == 1
+    stderr = capsys.readouterr().err
+    assert "no ONNX form is known for the TFLite operators" in stderr
+    assert operator in stderr
+    assert len(stderr.strip().splitlines()) == 1
     assert not (tmp_path / "o.onnx").exists()
 
 
@@ -175,9 +175,9 @@ def test_a_truncated_file_is_refused(
     (tmp_path / "spec.toml").write_text(KWS)
     arguments = ["build", str(tmp_path / "cut.tflite"), "--spec", str(tmp_path / "spec.toml"), "--quantize", "none"]
     assert main([*arguments, "-o", str(tmp_path / "o.onnx")]) == 1
-    said = capsys.readouterr().err
-    assert "cut.tflite" in said
-    assert "Traceback" not in said
+    stderr = capsys.readouterr().err
+    assert "cut.tflite" in stderr
+    assert "Traceback" not in stderr
 
 
 WAKE = 'task = "classification"\nlabels = ["other", "okay_nabu"]\n[frame]\nshape = [3, 40]\ndtype = "int8"\n'

@@ -49,12 +49,12 @@ def test_the_drift_of_a_scaler_in_float32_is_detected_told_and_cured(
     out = tmp_path / "m.onnx"
     arguments = ["build", str(tmp_path / "m.joblib"), "--trust", "--data", str(tmp_path / "d.npz"), "-o", str(out)]
     assert main([*arguments, "--report", str(tmp_path / "r.html")]) == 0
-    told = re.search(r"in float32, (\d+) of 10000 rows would go another way", capsys.readouterr().out)
-    assert told is not None
-    assert int(told[1]) > 0
+    printed = re.search(r"in float32, (\d+) of 10000 rows would go another way", capsys.readouterr().out)
+    assert printed is not None
+    assert int(printed[1]) > 0
     record = manifest_of(out).quantization
-    assert told[0] in record["float32_drift"]
-    assert told[0] in (tmp_path / "r.html").read_text()
+    assert printed[0] in record["float32_drift"]
+    assert printed[0] in (tmp_path / "r.html").read_text()
     assert record["differing_labels"] == 0
     found = run(session_of(out.read_bytes()), x.astype(np.float32)[:, None, :]).label
     np.testing.assert_array_equal(found, pipeline.predict(x))
@@ -109,11 +109,11 @@ def test_what_is_left_out_of_a_forest_is_stated_and_changes_no_answer(
     out, page = tmp_path / "out.onnx", tmp_path / "r.html"
     assert main(["build", str(path), "--data", str(tmp_path / "d.npz"), "-o", str(out), "--report", str(page),
                  *_spec(tmp_path)]) == 0  # fmt: skip
-    said, record = capsys.readouterr().out, manifest_of(out).quantization
+    answered, record = capsys.readouterr().out, manifest_of(out).quantization
     left = {each["what"]: each for each in record["left_out"]}
     assert {"ZipMap", "lists of tree attributes that say nothing", "names inside the graph"} <= set(left)
     for each in record["left_out"]:
-        assert str(Saving(**each)) in said
+        assert str(Saving(**each)) in answered
         assert each["what"] in page.read_text()
     if kind == "catboost":  # its trees are full, whatever their paths contradict
         assert left["tree nodes that decide nothing"]["count"] > 100

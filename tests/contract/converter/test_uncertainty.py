@@ -68,14 +68,14 @@ def _build(folder: Path, model: object, spec: str, rows: NDArray[Any], *, truth:
     (folder / "m.toml").write_text(spec)
     for name, part in (("calibration", slice(2000, 4000)), ("evaluation", slice(4000, 6000))):
         np.savez(folder / f"{name}.npz", x=rows[part, np.newaxis], y=truth[part])
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
         done = convert(
             ["build", str(folder / "m.skops"), "--spec", str(folder / "m.toml"), "-o", str(folder / "m.onnx"),
              "--calibration", str(folder / "calibration.npz"), "--evaluation", str(folder / "evaluation.npz")]
         )  # fmt: skip
     assert done == 0
-    (folder / "said.txt").write_text(said.getvalue())
+    (folder / "printed.txt").write_text(printed.getvalue())
     return folder / "m.onnx"
 
 
@@ -92,9 +92,9 @@ def _asked(served: Served, rows: NDArray[Any], output: str) -> Any:
 
 def test_sets_are_the_same_whichever_way_the_window_comes_in(classes: Path, tmp_path: Path) -> None:
     """Stream payloads, requests by name and of tensors, and recorded files; held on the unseen rows within a point."""
-    said = (tmp_path / "said.txt").read_text()
-    assert "uncertainty: asked for 0.9, " in said
-    assert "2,000 rows of" in said
+    printed = (tmp_path / "printed.txt").read_text()
+    assert "uncertainty: asked for 0.9, " in printed
+    assert "2,000 rows of" in printed
     served = _served(classes)
     found = served.manifest.uncertainty
     assert found is not None
@@ -149,7 +149,7 @@ def test_sets_are_the_same_whichever_way_the_window_comes_in(classes: Path, tmp_
 
 def test_intervals_are_the_same_whichever_way_the_window_comes_in(values: Path, tmp_path: Path) -> None:
     """Of each target by itself; ends are float32, and hold the truth in the share asked for."""
-    assert "uncertainty: asked for 0.8, " in (tmp_path / "said.txt").read_text()
+    assert "uncertainty: asked for 0.8, " in (tmp_path / "printed.txt").read_text()
     served = _served(values)
     found = served.manifest.uncertainty
     assert found is not None

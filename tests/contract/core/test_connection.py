@@ -125,7 +125,7 @@ def test_an_answer_leaves_before_acknowledgements_and_before_the_books_are_kept(
     make_subscriber: MakeSubscriber,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What is published for a message goes out first; our PUBACK behind it; then what the broker said is settled."""
+    """A message's publications go out first; our PUBACK behind them; then the broker's answers are settled."""
     events: list[bytes] = []
     client = make_client(mosquitto.url, ack_patience=600.0)
     client.answer(1, lambda _: events.append(b"settled"))
@@ -306,7 +306,7 @@ def test_a_refused_subscription_is_said(make_server: Any, make_client: MakeClien
 
     client = make_client(make_server(treat).url, "allowed/a", "forbidden/b")
     client.until(lambda: client.counters.errors["subscription_refused"], "the refusal")
-    client.until(lambda: "refused a subscription" in client.states[-1], "the refusal to be said")
+    client.until(lambda: "refused a subscription" in client.states[-1], "the refusal to be reported")
     assert client.connection.connected
     assert not client.connection.ready
 

@@ -339,7 +339,7 @@ MODES = [(name, protocol) for name, case in CASES.items() for protocol in case.p
 
 @pytest.mark.parametrize(("name", "protocol"), MODES)
 def test_every_prediction_is_delivered_whatever_the_broker_does(name: str, protocol: str, make_rig: MakeRig) -> None:
-    """None is lost, streams keep their order, the protocol is kept, and what is unusual is said and counted."""
+    """None is lost, streams keep their order, the protocol is kept, and what is unusual is reported and counted."""
     case = CASES[name]
     rig = make_rig(case.mode(), "in/#", protocol=protocol)
     rig.offer()
@@ -485,7 +485,7 @@ def test_the_table_of_modes_is_the_list_of_these_tests() -> None:
 
 @pytest.mark.parametrize("protocol", BOTH)
 def test_an_optional_subscription_that_is_refused_holds_up_nothing(protocol: str, make_rig: MakeRig) -> None:
-    """Counted and said once; the link is ready, and what is needed is asked for in a packet of its own."""
+    """Counted and reported once; the link is ready, and what is needed is asked for in a packet of its own."""
     refusal = 0x87 if protocol == "5" else 0x80
 
     def answer(_number: int, filters: list[bytes]) -> list[int]:
@@ -510,7 +510,7 @@ def test_a_broker_that_ends_the_link_at_an_optional_subscription_is_not_asked_ag
     rig = make_rig(Mode(on_subscribe=answer), "in/#")
     rig.connection.subscribe(["own/truth"], 1, rig.messages.extend, optional=True)
     rig.offer()
-    rig.until(lambda: rig.counters.errors["optional_subscription_refused"], "what is said")
+    rig.until(lambda: rig.counters.errors["optional_subscription_refused"], "what is reported")
     rig.until(lambda: rig.connection.ready, "a link that stays")
     rig.until(lambda: len(rig.delivered()) == COUNT, "all predictions")
     assert rig.broker.connects == 4

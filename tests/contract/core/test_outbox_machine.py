@@ -388,7 +388,7 @@ class OutboxMachine(RuleBasedStateMachine):
     @invariant()
     def arrivals_are_as_promised(self) -> None:
         if self.counters.errors["order_given_up"] > self.times_given_up:
-            # said aloud: the disk was away for longer than new predictions wait. What is on it may come late, no other.
+            # reported: the disk was away for longer than new predictions wait. What is on it may come late, no other.
             self.times_given_up = self.counters.errors["order_given_up"]
             self.reached["order is given up"] += 1
             for name in self._rows_on_disk():

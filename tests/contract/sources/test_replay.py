@@ -259,7 +259,7 @@ def test_a_loop_of_nothing_ends(bench: Bench, tmp_path: Path, content: str) -> N
 
 
 def test_the_end_is_announced_once(bench: Bench, tmp_path: Path) -> None:
-    """The end is said once: `finished` is true, and the source is still no fault."""
+    """The end is reported once: `finished` is true, and the source is still no fault."""
     source = bench.play(write_csv(tmp_path / "t.csv"))
     source._step()
     assert bench.states == [("playing", False), ("finished", True)]

@@ -287,7 +287,7 @@ def uart(data: bytes, sent: int, read: int) -> bytes:
 
 @pytest.mark.parametrize("read", [1200, 9600, 19200, 57600, 230400, 921600])
 def test_a_wrong_baud_rate_makes_no_reading(bench: Bench, read: int) -> None:
-    """What a port at another speed hears is counted, or nothing at all, and is no reading; then it is said."""
+    """What a port at another speed hears is counted, or nothing at all, and is no reading; then it is reported."""
     lines = b"".join(b"%d.25,%d.5\r\n" % (n, -n) for n in range(300))
     assert uart(lines, 115200, 115200) == lines
     source = bench.started(silent_after=0.05)
@@ -532,7 +532,7 @@ def test_a_path_that_is_no_port_is_said_so(bench: Bench, kind: str, text: str) -
 def test_every_reason_not_to_open_has_its_word_and_its_sentence(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, call: str, fault: Exception, reason: str, text: str
 ) -> None:
-    """Whatever keeps a port shut is counted by reason and said with what to do; no descriptor is left behind."""
+    """Whatever keeps a port shut is counted by reason and reported with what to do; no descriptor is left behind."""
 
     def refuse(*_: Any) -> int:
         raise fault
@@ -552,7 +552,7 @@ def test_every_reason_not_to_open_has_its_word_and_its_sentence(
 
 
 def test_a_silent_sensor_is_reported_once_and_again_when_it_speaks(bench: Bench) -> None:
-    """An open port that brings no good reading for `silent_after` seconds is said to be silent, until it speaks."""
+    """An open port that brings no good reading for `silent_after` seconds is reported to be silent, until it speaks."""
     source = bench.started(silent_after=0.05)
     bench.port.write(b"1,2\n")
     bench.run_until(lambda: len(bench) == 1)

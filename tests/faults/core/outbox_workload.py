@@ -2,7 +2,7 @@
 
 `python outbox_workload.py FOLDER SEED... [--early] [--no-sync]` forks one child for each seed, one after the other;
 each works in FOLDER/SEED on the file that it finds there, so that a second run is a recovery. What was promised goes
-into FOLDER/SEED/said, one `write` a line, which a SIGKILL cannot take back. The parent prints how each child ended.
+into FOLDER/SEED/printed, one `write` a line, which a SIGKILL cannot take back. The parent prints how each child ended.
 
 `--early` promises before the commit and `--no-sync` switches the syncs off: the suite must notice both.
 """
@@ -29,9 +29,9 @@ class Worker:
         self.rng = random.Random(f"{seed} {len(os.listdir(folder))}")  # noqa: PTH208
         self.early = early
         self.no_sync = no_sync
-        said = folder / "said"
-        self.number = _last_number(said)
-        self.log = os.open(said, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
+        answered = folder / "printed"
+        self.number = _last_number(answered)
+        self.log = os.open(answered, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
         self.store = OutboxFile(folder / "outbox.db", 1 << 30, 1e12)
         self.stored: dict[int, int] = {}
 
@@ -97,11 +97,11 @@ class Worker:
         os.write(self.log, f"{word} {' '.join(map(str, what))}\n".encode())
 
 
-def _last_number(said: Path) -> int:
-    if not said.exists():
+def _last_number(answered: Path) -> int:
+    if not answered.exists():
         return 0
-    numbers = [int(word) for line in said.read_text().splitlines() for word in line.split() if word.isdigit()]
-    return max(numbers, default=0) + 100  # what was tried and not said must not be mistaken for something new
+    numbers = [int(word) for line in answered.read_text().splitlines() for word in line.split() if word.isdigit()]
+    return max(numbers, default=0) + 100  # what was tried and not reported must not be mistaken for something new
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 
 def _make(bundle: Bundle, call: str = "", fault: str = "") -> tuple[int, str, str]:
-    """Run the process, under strace where there is a fault: how it ended, what it said, and what strace saw."""
+    """Run the process, under strace where there is a fault: how it ended, what it reported, and what strace saw."""
     command = [sys.executable, "-m", "edge_runtime.bundle.optimised_copy_maker"]
     command += [str(bundle.path), bundle.digest, str(MAPPED_BYTES)]
     log = bundle.path.parent.parent / "strace"
@@ -86,7 +86,7 @@ def test_a_disk_that_refuses_is_one_line_and_no_file(
     call: str, number: int, error: str, words: str, bundle: Bundle
 ) -> None:
     """It says why, ends, and takes half of a file away again."""
-    code, said, seen = _make(bundle, call, f"error={error}:when={number}")
+    code, answered, seen = _make(bundle, call, f"error={error}:when={number}")
     assert "INJECTED" in seen
-    assert (code, said) == (EXIT_FAILED, words)
+    assert (code, answered) == (EXIT_FAILED, words)
     assert list(bundle.path.parent.iterdir()) == [bundle.path]

@@ -33,9 +33,9 @@ def _violations(folder: Path, recordings: list[list[Act]], count: int, rng: rand
         acts = recordings[turn % len(recordings)]
         image = folder / "image"
         at = rng.randint(1, len(acts))
-        said = cut(acts, at, rng, image)
-        promised += len(said.kept - said.going)
-        found += [f"recording {turn % len(recordings)} cut after {at} calls: {p}" for p in judge(image, said)]
+        answered = cut(acts, at, rng, image)
+        promised += len(answered.kept - answered.going)
+        found += [f"recording {turn % len(recordings)} cut after {at} calls: {p}" for p in judge(image, answered)]
         shutil.rmtree(image)
     return found, promised
 

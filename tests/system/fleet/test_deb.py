@@ -61,7 +61,7 @@ def test_the_package_installs_and_the_runtime_answers(
 ) -> None:
     """It installs without pip or network, works as the daemon's user, and its removal leaves data alone."""
     shutil.copy(package, tmp_path / "package.deb")
-    said = in_root("""
+    answered = in_root("""
         dpkg --force-depends -i /in/package.deb >/dev/null
         id -nG edge-runtime
         stat -c '%U %a' /var/lib/edge-runtime/models
@@ -75,7 +75,7 @@ def test_the_package_installs_and_the_runtime_answers(
         cat /var/lib/edge-runtime/outbox.db
         [ -e /opt/edge-runtime ] || echo gone
     """)
-    lines = said.splitlines()
+    lines = answered.splitlines()
     assert "dialout" in lines[0].split()
     assert lines[1] == "edge-runtime 750"
     assert lines[2] == "edge-runtime 0.1.0"

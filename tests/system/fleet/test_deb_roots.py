@@ -179,29 +179,29 @@ def test_the_package_serves_in_a_clean_root(
         path.chmod(0o644)
     client = make_subscriber(broker.port, "edge/#")
     command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private", "sh", "-c"]
-    with (tmp_path / "said").open("wb") as said:
+    with (tmp_path / "printed").open("wb") as answered:
         inside = subprocess.Popen(
             [*command, OUTER.format(lower=lower, folder=shared)],
-            stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL, stdout=answered, stderr=subprocess.STDOUT,
         )  # fmt: skip
     try:
         client.wait_until(
             lambda _: inside.poll() is not None or [m for m in client.on("edge/press/status") if m.text == "online"],
-            lambda: f"online; it said {(tmp_path / 'said').read_text()[-2000:]}",
+            lambda: f"online; it printed {(tmp_path / 'printed').read_text()[-2000:]}",
             600.0,
         )
-        assert inside.poll() is None, (tmp_path / "said").read_text()[-3000:]
+        assert inside.poll() is None, (tmp_path / "printed").read_text()[-3000:]
         for number in range(20):
             client.publish("sensors/a/climate", {"temperature": 0.1 * number, "humidity": -0.3, "id": number})
         answers = [message.document for message in client.wait_for(20, "edge/press/comfort/", 120.0)]
         assert [each["id"] for each in answers] == [f"press/comfort/a/{number}" for number in range(20)]
         (shared / "enough").touch()
-        assert inside.wait(120) == 0, (tmp_path / "said").read_text()[-3000:]
+        assert inside.wait(120) == 0, (tmp_path / "printed").read_text()[-3000:]
     finally:
         inside.kill()
         inside.wait(patient(30))
-    text = (tmp_path / "said").read_text()
+    text = (tmp_path / "printed").read_text()
     assert text.startswith(architecture)
     proofs = text.count("the golden answers came out")
     assert proofs == 1 + len(list(filter(None, PROCESSORS[architecture])))
-    print(json.dumps({"architecture": architecture, "said": text.splitlines()}, indent=1))  # noqa: T201 - to read
+    print(json.dumps({"architecture": architecture, "printed": text.splitlines()}, indent=1))  # noqa: T201 - to read

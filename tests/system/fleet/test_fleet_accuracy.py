@@ -119,15 +119,17 @@ def test_the_figures_of_devices_that_ssh_reaches_are_a_plain_sum(make_lan: MakeL
     judged = right = 0
     for device, rows in zip(lan.devices[:3], (7, 40, 3), strict=True):
         x = rng.normal(size=(rows, 2)).round(3).astype(np.float32)
-        said = [names[int(session.run(["label"], {"window": row[None, None]})[0][0])] for row in x]
-        truth = [name if rng.random() < 0.8 else "low" for name in said]
+        answered = [names[int(session.run(["label"], {"window": row[None, None]})[0][0])] for row in x]
+        truth = [name if rng.random() < 0.8 else "low" for name in answered]
         times = [1_800_000_000 + 10 * place for place in range(rows)]
         lines = [f"{time},{row[0]},{row[1]}" for time, row in zip(times, x.tolist(), strict=True)]
         (tmp_path / f"{device.name}.csv").write_text("\n".join(["time,temperature,humidity", *lines, ""]))
         (tmp_path / f"{device.name}.toml").write_text(ALONE.format(name=device.name, folder=tmp_path))
-        told = [{"time": time, "label": name} for time, name in zip(times, truth, strict=True)]
-        (tmp_path / f"{device.name}.json").write_text(json.dumps([*told, {"id": "of another device", "label": "low"}]))
-        for one, other in zip(truth, said, strict=True):
+        notified = [{"time": time, "label": name} for time, name in zip(times, truth, strict=True)]
+        (tmp_path / f"{device.name}.json").write_text(
+            json.dumps([*notified, {"id": "of another device", "label": "low"}])
+        )
+        for one, other in zip(truth, answered, strict=True):
             counted.setdefault(one, {}).setdefault(other, 0)
             counted[one][other] += 1
             judged, right = judged + 1, right + (one == other)

@@ -107,18 +107,18 @@ def test_a_fresh_device_is_provisioned_flashed_and_serves(make_lan: MakeLan, tmp
     flashed = lan.command("flash", first, "d0")
     assert flashed.returncode == 0, flashed.stdout
     assert "the service is started" in flashed.stdout
-    wait_until(lambda: serves(device, "1.0.0"), lambda: f"a daemon: {said(device)}", 60)
+    wait_until(lambda: serves(device, "1.0.0"), lambda: f"a daemon: {answer_of(device)}", 60)
 
     started = device.run("cat /run/edge-runtime/systemctl.log").count("start")
     assert lan.command("flash", second, "d0").returncode == 0
-    wait_until(lambda: serves(device, "1.1.0"), lambda: f"the new model: {said(device)}", 60)
+    wait_until(lambda: serves(device, "1.1.0"), lambda: f"the new model: {answer_of(device)}", 60)
     assert device.run("cat /run/edge-runtime/systemctl.log").count("start") == started, "no restart was needed"
     (row,) = json.loads(lan.command("devices", "--json").stdout)
     assert row["queued"] == 0
     assert [each["version"] for each in row["models"]] == ["1.1.0", "1.0.0"]
 
 
-def said(device: Device) -> str:
+def answer_of(device: Device) -> str:
     """What the daemon has logged."""
     return device.run("cat /run/edge-runtime/log", check=False)
 

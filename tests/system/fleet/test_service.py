@@ -116,8 +116,8 @@ def test_what_the_daemon_does_not_need_is_denied(container: Container) -> None:
         f"cat > {drop_in}/probe.conf <<'END'\n{text}END\ncat > /usr/local/lib/probe.sh <<'END'\n{script}END\n"
     )
     container.say("systemctl daemon-reload; systemctl start edge-runtime@probe")
-    said = container.say("journalctl -u edge-runtime@probe -o cat --no-pager")
-    lines_said = [line for line in said.splitlines() if line.startswith("PROBE")]
+    output = container.say("journalctl -u edge-runtime@probe -o cat --no-pager")
+    lines_said = [line for line in output.splitlines() if line.startswith("PROBE")]
     assert lines_said == ["PROBE ok", "PROBE end"], "one of these was possible"
     assert len(PROBES) >= 12
 
@@ -140,8 +140,8 @@ def test_a_shadow_runs_under_the_units_restrictions(container: Container) -> Non
         "bundle = open_bundle(Path('/etc/edge-runtime/m.onnx')); asked = ShadowProcess(bundle.path, bundle.digest); "
         "print('SHADOW', sorted(asked.ask((1, 1, 2), struct.pack('ff', 1, 2), [])[0])); asked.end()"
     )
-    said = _run_confined(container, "beside", program)
-    assert "SHADOW ['arrays', 'named', 'took']" in said, said
+    output = _run_confined(container, "beside", program)
+    assert "SHADOW ['arrays', 'named', 'took']" in output, output
 
 
 def test_an_optimised_copy_is_made_under_the_units_restrictions(container: Container) -> None:
@@ -161,8 +161,8 @@ while time.monotonic() < until and not Path(f"{bundle.path}.optimised").exists()
 with open_copy(bundle) as copy:
     print("COPY", copy is not None)
 """
-    said = _run_confined(container, "copy", program)
-    assert "COPY True" in said, said
+    output = _run_confined(container, "copy", program)
+    assert "COPY True" in output, output
 
 
 def test_the_probes_are_real(container: Container) -> None:
@@ -193,10 +193,10 @@ END
     """)
     listen = "mosquitto_sub -p 1884 -u secret -P s3cr3t-w0rd -v -t 'edge/secret/#' -W 5"
     wait_until(lambda: "edge/secret/models" in container.run(listen)[1], "the login to be taken", 60)
-    said = container.say("journalctl -u edge-runtime@secret -o verbose --no-pager; edge-runtime status --json")
-    said += container.run(listen)[1] + container.say("systemctl show edge-runtime@secret")
-    assert "connected to mqtt://127.0.0.1:1884" in said
-    assert "s3cr3t" not in said
+    output = container.say("journalctl -u edge-runtime@secret -o verbose --no-pager; edge-runtime status --json")
+    output += container.run(listen)[1] + container.say("systemctl show edge-runtime@secret")
+    assert "connected to mqtt://127.0.0.1:1884" in output
+    assert "s3cr3t" not in output
     container.say("systemctl stop edge-runtime@secret")
 
 

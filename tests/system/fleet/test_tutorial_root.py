@@ -148,22 +148,22 @@ def as_reader(machine: Container, script: str, timeout: float = 600) -> str:
 
 def test_the_first_part_was_done_as_it_stands(machine: Container) -> None:
     """From the clone to a signed bundle that is installed, on a system that had only what the page asks for."""
-    said = (machine.folder / "first.log").read_text()
-    assert re.search(r"^accuracy 0\.9\d\d ", said, re.MULTILINE), "of `make demo`"
-    assert re.search(r"activity +1\.0\.0 .*probation", said)
+    answered = (machine.folder / "first.log").read_text()
+    assert re.search(r"^accuracy 0\.9\d\d ", answered, re.MULTILINE), "of `make demo`"
+    assert re.search(r"activity +1\.0\.0 .*probation", answered)
 
 
 def test_the_second_part_runs_as_it_stands(machine: Container) -> None:
     """Provisioned, flashed, at work under systemd, replaced and taken back, over ssh and over MQTT."""
     blocks = commands_of("tutorial-device.md")
-    said = as_reader(machine, "".join(blocks))
-    assert "enable edge-runtime@press-07" in said
-    assert '"model":"activity","version":"1.0.0","source":"imu"' in said
-    assert "Active: active (running)" in said
-    tables = [line.split() for line in said.splitlines() if re.match(r"press-07 +yes", line)]
+    answered = as_reader(machine, "".join(blocks))
+    assert "enable edge-runtime@press-07" in answered
+    assert '"model":"activity","version":"1.0.0","source":"imu"' in answered
+    assert "Active: active (running)" in answered
+    tables = [line.split() for line in answered.splitlines() if re.match(r"press-07 +yes", line)]
     assert [row[row.index("activity") + 1] for row in tables] == ["1.0.0", "1.0.0", "1.0.0"]
-    assert said.count("done") >= 5
-    over_mqtt = set(re.findall(r"activity (\S+) \(\w+\): it is active, on probation", said))
+    assert answered.count("done") >= 5
+    over_mqtt = set(re.findall(r"activity (\S+) \(\w+\): it is active, on probation", answered))
     assert len(over_mqtt) == 2, over_mqtt  # flashed, and taken back
     assert "1.0.0" in over_mqtt
     wait_until(lambda: machine.run("systemctl is-active --quiet edge-runtime@press-07")[0] == 0, "the service", 30)
@@ -175,9 +175,11 @@ def test_a_backup_restores_and_nothing_is_left_after_removal(machine: Container)
     backup, restore, upgrade, remove = blocks
     as_reader(machine, backup)
     machine.say("rm -rf /var/lib/edge-runtime/models/* /etc/edge-runtime/*")
-    said = as_reader(machine, restore + "export EDGE_FLEET=demo-output/fleet.toml\nedge-runtime devices\n" + upgrade)
-    assert re.search(r"press-07 +yes .*activity +1\.0\.0", said)
-    assert "is all there" in said
+    answered = as_reader(
+        machine, restore + "export EDGE_FLEET=demo-output/fleet.toml\nedge-runtime devices\n" + upgrade
+    )
+    assert re.search(r"press-07 +yes .*activity +1\.0\.0", answered)
+    assert "is all there" in answered
     as_reader(machine, remove)
     left = machine.say(
         "find / -xdev -path /home -prune -o -path /proc -prune -o -name '*edge-runtime*' -print; getent passwd"

@@ -17,7 +17,7 @@ import pytest
 from tests.support.namespaces import Device, Lan
 from tests.support.waiting import patient, wait_until
 from tests.system.fleet.test_fleet import MEGABYTE, MakeLan, make_bundle, outcomes, why
-from tests.system.fleet.test_provision import SYSTEMCTL, said
+from tests.system.fleet.test_provision import SYSTEMCTL, answer_of
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -108,7 +108,7 @@ class Fleet:
             text = self.broker.last(topic)
             return bool(text) and json.loads(text)["id"] == f"{name}/m/-/{number}"
 
-        wait_until(answered, lambda: f"an answer of {name}: {said(self.device(name))[-1500:]}", 60)
+        wait_until(answered, lambda: f"an answer of {name}: {answer_of(self.device(name))[-1500:]}", 60)
         return str(json.loads(self.broker.last(topic))["version"])
 
     def wait_for(self, name: str, version: str) -> None:
@@ -116,7 +116,7 @@ class Fleet:
         topic = f"edge/{name}/models"
         wait_until(
             lambda: f'"version":"{version}"' in self.broker.last(topic),
-            lambda: f"{version} on {name}: {self.broker.last(topic)} {said(self.device(name))[-1500:]}",
+            lambda: f"{version} on {name}: {self.broker.last(topic)} {answer_of(self.device(name))[-1500:]}",
             60,
         )
 

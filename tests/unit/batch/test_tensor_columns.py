@@ -121,14 +121,14 @@ def test_several_labels_are_judged_by_a_column_of_truth_each(tmp_path: Path) -> 
     lines[-1] = lines[-1][: lines[-1].rindex(",")] + ","
     (tmp_path / "d.csv").write_text("\n".join(lines) + "\n")
     summary = predict(PredictOptions(bundle, [str(tmp_path / "d.csv")], None, truth=("a", "b")))
-    said = summary.evaluation
+    answered = summary.evaluation
     hits = int((there[:39] & truth[:39]).sum())
     errors = int((there[:39] != truth[:39]).sum())
     assert errors == 4
-    assert said[:2] == [
+    assert answered[:2] == [
         "evaluation over 39 windows, 1 without a truth",
         f"F1 over all labels {2 * hits / (2 * hits + errors):.4f}",
     ]
-    assert said[-1].split()[:4] == ["wet", "1.0000", "1.0000", "1.0000"]
+    assert answered[-1].split()[:4] == ["wet", "1.0000", "1.0000", "1.0000"]
     with pytest.raises(CommandError, match=r"--label: expected 2 columns \(for hot, wet\), found 1"):
         scored(bundle, tmp_path / "d.csv", ".csv", truth=("a",))

@@ -76,11 +76,11 @@ def test_every_filter_of_a_subscription_is_granted() -> None:
 
 def test_models_are_timed_beside_their_peers(tmp_path: Path) -> None:
     """The quick form of one forest: both answer the same and have their times; a library that is missing is named."""
-    said: list[str] = []
+    collected: list[str] = []
     lines, failed = model_time.run(
-        ["random forest, 10 trees"], tmp_path / "nowhere", sys.executable, quick=True, say=said.append
+        ["random forest, 10 trees"], tmp_path / "nowhere", sys.executable, quick=True, say=collected.append
     )
-    assert failed == 0, said
+    assert failed == 0, collected
     (line,) = lines
     assert {"runtime", "scikit-learn"} <= set(line.one) == set(line.many)
     assert all(time > 0 for time in (*line.one.values(), *line.many.values()))
@@ -89,7 +89,11 @@ def test_models_are_timed_beside_their_peers(tmp_path: Path) -> None:
     assert "one window: at most 1.0 of the best other in " in model_time.summary(lines)
     for peer in model_time.SCIPY_PEERS:
         skipped = f"SKIPPED {peer}: expected the package treelite, found none: install it, or name --peers"
-        assert peer in line.one or skipped in said or skipped.replace("package treelite", f"package {peer}") in said
+        assert (
+            peer in line.one
+            or skipped in collected
+            or skipped.replace("package treelite", f"package {peer}") in collected
+        )
 
 
 def test_a_peer_that_computes_something_else_is_no_peer(tmp_path: Path) -> None:
@@ -109,9 +113,11 @@ def test_a_peer_that_computes_something_else_is_no_peer(tmp_path: Path) -> None:
 
 def test_a_data_folder_that_is_missing_is_named(tmp_path: Path) -> None:
     """Its models are left out, and the rest is measured."""
-    said: list[str] = []
-    lines, failed = model_time.run(["sine, int8"], tmp_path / "nowhere", sys.executable, quick=True, say=said.append)
+    collected: list[str] = []
+    lines, failed = model_time.run(
+        ["sine, int8"], tmp_path / "nowhere", sys.executable, quick=True, say=collected.append
+    )
     assert (lines, failed) == ([], 0)
-    assert said == [
+    assert collected == [
         f"SKIPPED sine, int8 TFLite: expected the folder of models and recordings at {tmp_path / 'nowhere'}, found none"
     ]

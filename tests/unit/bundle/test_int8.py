@@ -227,7 +227,7 @@ def test_a_processor_saturates_that_is_x86_without_vnni(
 def test_a_bundle_that_cannot_run_fused_is_named_in_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is slower than it need be is said, with the remedy."""
+    """What is slower than it need be is reported, with the remedy."""
     monkeypatch.setattr(int8, "saturates", lambda: True)
     Model(open_bundle(products(share="zero").save(tmp_path / "b.onnx")))
     assert "int8 products run unfused, slower: convert the model again" in caplog.text

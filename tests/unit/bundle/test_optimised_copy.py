@@ -36,7 +36,7 @@ OPTIONS = ModelOptions()
 
 
 @pytest.fixture
-def said(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], str]]:
+def output_of(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], str]]:
     """The log lines so far, as a person reads them."""
     logger = logging.getLogger("edge_runtime.optimised")
     logger.addHandler(caplog.handler)
@@ -139,28 +139,28 @@ SPOILT: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("how", SPOILT)
-def test_a_damaged_copy_is_never_loaded(how: str, bundle: Bundle, said: Callable[[], str]) -> None:
+def test_a_damaged_copy_is_never_loaded(how: str, bundle: Bundle, output_of: Callable[[], str]) -> None:
     """The bundle itself is loaded then, one line says so, and the next copy is good again."""
     path = copy_path(bundle.path)
     path.write_bytes(SPOILT[how](_made(bundle)))
     assert not _is_used(bundle)
-    assert "WARNING optimised: the optimised copy is not used" in said()
-    assert "damaged" in said()
+    assert "WARNING optimised: the optimised copy is not used" in output_of()
+    assert "damaged" in output_of()
     _made(bundle)
     assert _is_used(bundle)
 
 
 @pytest.mark.parametrize("what", ["installed_onnxruntime", "processor"])
 def test_a_copy_of_another_runtime_or_board_is_made_anew(
-    what: str, bundle: Bundle, said: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+    what: str, bundle: Bundle, output_of: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An update of onnxruntime, or the card in another board: the copy is not loaded, and gives way to a new one."""
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(optimised, what, lambda: "another")
         old = _made(bundle)
     assert not _is_used(bundle)
-    assert "made for another bundle, runtime or processor" in said()
-    assert "WARNING" not in said()
+    assert "made for another bundle, runtime or processor" in output_of()
+    assert "WARNING" not in output_of()
     assert _made(bundle) != old
     assert _is_used(bundle)
     assert len(list(bundle.path.parent.iterdir())) == 2
@@ -198,13 +198,15 @@ def test_another_bundle_at_the_same_path_is_not_taken_for_the_first(tmp_path: Pa
 
 
 @pytest.mark.parametrize("what", ["other answers", "no model"])
-def test_a_copy_that_fails_is_given_up_before_the_bundle_is(what: str, tmp_path: Path, said: Callable[[], str]) -> None:
+def test_a_copy_that_fails_is_given_up_before_the_bundle_is(
+    what: str, tmp_path: Path, output_of: Callable[[], str]
+) -> None:
     """Well sealed, but it does not load or fails the self-test: the bundle is loaded, and the copy is replaced."""
     bundle = open_bundle(builders.regression(seed=1).save(tmp_path / "m.onnx"))
     other = builders.regression(seed=2).to_bytes() if what == "other answers" else b"\x08\x08nothing"
     copy_path(bundle.path).write_bytes(_sealed(bundle, other))
     assert not _is_used(bundle)
-    assert ("expected the golden value" if what == "other answers" else "refuses it") in said()
+    assert ("expected the golden value" if what == "other answers" else "refuses it") in output_of()
     _made(bundle)
     assert _is_used(bundle)
 
@@ -227,28 +229,28 @@ def test_a_copy_with_other_bits_is_not_kept(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("bits", [stat.S_IWGRP, stat.S_IWOTH])
-def test_a_copy_that_others_can_write_to_is_not_loaded(bits: int, bundle: Bundle, said: Callable[[], str]) -> None:
+def test_a_copy_that_others_can_write_to_is_not_loaded(bits: int, bundle: Bundle, output_of: Callable[[], str]) -> None:
     """Another account may have put anything there."""
     _made(bundle)
     path = copy_path(bundle.path)
     path.chmod(path.stat().st_mode | bits)
     assert not _is_used(bundle)
-    assert "others can write to it: remove it" in said()
+    assert "others can write to it: remove it" in output_of()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
-def test_a_copy_of_a_stranger_is_not_loaded(bundle: Bundle, said: Callable[[], str]) -> None:
+def test_a_copy_of_a_stranger_is_not_loaded(bundle: Bundle, output_of: Callable[[], str]) -> None:
     """It must belong to the daemon's user, to root, or to whoever owns the bundle."""
     _made(bundle)
     os.chown(copy_path(bundle.path), 12345, 12345)
     assert not _is_used(bundle)
-    assert "it belongs to another account: remove it" in said()
+    assert "it belongs to another account: remove it" in output_of()
     os.chown(bundle.path, 12345, 12345)
     assert _is_used(bundle)
 
 
 @pytest.mark.parametrize("what", ["link", "pipe", "folder"])
-def test_what_is_no_file_is_not_waited_for(what: str, bundle: Bundle, said: Callable[[], str]) -> None:
+def test_what_is_no_file_is_not_waited_for(what: str, bundle: Bundle, output_of: Callable[[], str]) -> None:
     """A link, a pipe or a folder in the place of the copy: a line in the log, and the bundle is loaded."""
     path = copy_path(bundle.path)
     if what == "link":
@@ -260,11 +262,11 @@ def test_what_is_no_file_is_not_waited_for(what: str, bundle: Bundle, said: Call
     else:
         path.mkdir()
     assert not _is_used(bundle)
-    assert ("symbolic links" if what == "link" else "it is no regular file") in said()
+    assert ("symbolic links" if what == "link" else "it is no regular file") in output_of()
 
 
 def test_a_disk_that_cannot_read_the_copy_is_one_line(
-    bundle: Bundle, said: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, output_of: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bad sector: the bundle is loaded, as if there were no copy."""
     _made(bundle)
@@ -274,7 +276,7 @@ def test_a_disk_that_cannot_read_the_copy_is_one_line(
 
     monkeypatch.setattr(os, "preadv", broken)
     assert not _is_used(bundle)
-    assert 'why="Input/output error"' in said()
+    assert 'why="Input/output error"' in output_of()
 
 
 def test_a_disk_that_refuses_the_copy_is_one_line(
@@ -394,21 +396,21 @@ def test_only_copies_are_removed(bundle: Bundle) -> None:
 
 
 def test_a_process_that_cannot_make_the_copy_is_one_line(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, said: Callable[[], str]
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, output_of: Callable[[], str]
 ) -> None:
     """It crashes, or runs out of memory: the daemon says so and goes on without."""
     monkeypatch.setattr(optimised_maker, "MAPPED_BY_RUNTIME", 16 << 20)
     monkeypatch.setattr(optimised_maker, "MODEL_BYTES", 0)
-    _tend(bundle, wanted=True, done=lambda: "no optimised copy is kept" in said(), monkeypatch=monkeypatch)
-    assert "why=" in said()
-    assert "Traceback" not in said()
+    _tend(bundle, wanted=True, done=lambda: "no optimised copy is kept" in output_of(), monkeypatch=monkeypatch)
+    assert "why=" in output_of()
+    assert "Traceback" not in output_of()
     assert not copy_path(bundle.path).exists()
 
 
 def test_an_interpreter_that_is_not_there_is_one_line(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, said: Callable[[], str]
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, output_of: Callable[[], str]
 ) -> None:
     """Not even a process is to be had."""
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    _tend(bundle, wanted=True, done=lambda: "no optimised copy is kept" in said(), monkeypatch=monkeypatch)
-    assert "No such file or directory" in said()
+    _tend(bundle, wanted=True, done=lambda: "no optimised copy is kept" in output_of(), monkeypatch=monkeypatch)
+    assert "No such file or directory" in output_of()

@@ -37,7 +37,7 @@ def test_one_run_reports_mistakes_of_both_stages(tmp_path: Path, capsys: pytest.
     text = GOOD.replace('source = "climate"', 'source = "climate"\npayload = "xml"\nstride = 0')
     text = text.replace('name = "comfort"', 'name = "health"')
     text += '[[source]]\nname = "spare"\ntype = "mqtt"\ntopics = ["t"]\n'
-    code, said = check(tmp_path, text, capsys)
+    code, answered = check(tmp_path, text, capsys)
     assert code == 78
     parts = (
         ".stride: expected",
@@ -46,7 +46,7 @@ def test_one_run_reports_mistakes_of_both_stages(tmp_path: Path, capsys: pytest.
         'source "spare": expected a model',
     )
     for part in parts:
-        assert said.count(part) == 1, said
+        assert answered.count(part) == 1, answered
 
 
 @pytest.mark.parametrize(
@@ -57,10 +57,10 @@ def test_a_missing_key_is_its_own_mistake_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], broken: str
 ) -> None:
     """What hangs on a missing key is not reported as well, and nothing ends in a traceback."""
-    code, said = check(tmp_path, GOOD.replace(broken + "\n", "", 1), capsys)
+    code, answered = check(tmp_path, GOOD.replace(broken + "\n", "", 1), capsys)
     assert code == 78
-    assert "Traceback" not in said
-    assert "expected a model that uses it" not in said or broken == 'name = "climate"'
+    assert "Traceback" not in answered
+    assert "expected a model that uses it" not in answered or broken == 'name = "climate"'
 
 
 @pytest.mark.parametrize("table", ["source", "model", "upstream", "device"])
@@ -70,10 +70,10 @@ def test_a_file_without_a_table_is_reported(tmp_path: Path, capsys: pytest.Captu
     before, _, rest = GOOD.partition(head + "\n")
     lines = rest.splitlines()
     end = next((at for at, line in enumerate(lines) if line.startswith("[")), len(lines))
-    code, said = check(tmp_path, before + "\n".join(lines[end:]), capsys)
+    code, answered = check(tmp_path, before + "\n".join(lines[end:]), capsys)
     assert code == 78
-    assert "Traceback" not in said
-    assert said
+    assert "Traceback" not in answered
+    assert answered
 
 
 def test_a_good_file_is_good(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

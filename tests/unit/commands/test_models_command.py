@@ -30,9 +30,9 @@ def test_an_unsigned_bundle_is_refused_with_both_ways_out(tmp_path: Path, capsys
     (tmp_path / "signers").write_text("")
     places = ["--store", str(tmp_path / "store"), "--allowed-signers", str(tmp_path / "signers")]
     assert main(["models", "install", str(bundle), *places]) == 1
-    said = capsys.readouterr().err
-    assert "edge-convert sign" in said
-    assert "--unsigned allow" in said
+    stderr = capsys.readouterr().err
+    assert "edge-convert sign" in stderr
+    assert "--unsigned allow" in stderr
 
 
 def test_a_new_key_may_sign_rollbacks_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,7 +101,7 @@ def test_the_mark_of_windows_editors_and_their_line_ends_do_no_harm(folder: Path
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
-    """A wrong path on the command line is said in one line."""
+    """A wrong path on the command line is reported in one line."""
     path = tmp_path / "none.toml"
     assert mistakes(path) == (f"{path}: expected a device file (TOML), found none: mend the path",)
 
@@ -324,7 +324,7 @@ def test_a_reload_says_what_changed(folder: Path) -> None:
 
 
 def test_a_source_that_changes_its_kind_is_one_sentence(folder: Path) -> None:
-    """A serial source that becomes an MQTT source is said as such, not key by key."""
+    """A serial source that becomes an MQTT source is reported as such, not key by key."""
     old = load(folder, DEVICE)
     new, _ = mqtt_source(folder, "")
     assert differences(old, new) == ['source "imu" changed its type from serial to mqtt']
@@ -429,7 +429,7 @@ def test_topics_that_cannot_bring_a_message_twice_are_taken(folder: Path, first:
 
 @pytest.mark.parametrize("topic", ["$share/g", "$share/g/", "$share//a", "$share/+/a", "$share/{key}/a"])
 def test_a_shared_topic_needs_a_group_and_a_topic(folder: Path, topic: str) -> None:
-    """What is left out is said."""
+    """What is left out is reported."""
     (mistake,) = mistakes(write(folder, _two_sources(f'topics = ["{topic}"]', 'topics = ["x"]')))
     assert "$share/GROUP/TOPIC" in mistake
 

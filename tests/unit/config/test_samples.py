@@ -114,7 +114,7 @@ def test_every_key_of_a_sample_is_explained(sample: Path) -> None:
     lines = sample.read_text().splitlines()
     for above, line in itertools.pairwise(lines):
         if re.match(r"^[a-z_]+ = ", line):
-            assert above, f"{sample.name}: nothing is said about {line}"
+            assert above, f"{sample.name}: nothing stands about {line}"
 
 
 def channels_of(config: Config, name: str) -> list[str]:

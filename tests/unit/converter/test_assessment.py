@@ -34,9 +34,9 @@ def judged(
     )
 
 
-def labels(right: list[int], said: list[int], source: float | None = None) -> Assessment:
+def labels(right: list[int], output_of: list[int], source: float | None = None) -> Assessment:
     """Of a classification."""
-    answer = Answer(label=np.array(said), scores=np.zeros((len(said), 3), np.float32))
+    answer = Answer(label=np.array(output_of), scores=np.zeros((len(output_of), 3), np.float32))
     return assess(judged("classification", Truth(label=np.array(right)), answer, source=source))
 
 
@@ -159,7 +159,7 @@ def test_of_several_labels_the_worst_one_decides() -> None:
     often = np.where(rng.random((400, 3)) < [0.02, 0.1, 0.0], 1 - right, right)
     never = np.stack([right[:, 0], np.zeros(400, np.int64), right[:, 2]], axis=1)
 
-    def said(found: Any, truth: Any = right) -> Assessment:
+    def output_of(found: Any, truth: Any = right) -> Assessment:
         return assess(
             Judged(
                 task="multilabel", truth=Truth(labels=truth), answer=Answer(labels=found, scores=found * 1.0),
@@ -168,14 +168,14 @@ def test_of_several_labels_the_worst_one_decides() -> None:
             )
         )  # fmt: skip
 
-    good = said(often)
+    good = output_of(often)
     share, base = (often[:, 1] == right[:, 1]).mean(), 1 - right[:, 1].mean()
     assert good.kind == "good"
     assert f'least of "wet": it is right in {share:.1%} of 400 rows' in good.why
     assert f"always answering that it is not there is right in {base:.1%}" in good.why
     assert good.why.endswith('; no row judges "loud"')
-    assert said(never).kind == "bad"
-    assert 'it never finds "wet"' in said(never).why
-    assert said(often[:10], right[:10]).kind == "open"
-    assert said(right * 0, right * 0).kind == "open"
-    assert said(1 - right[:, [0, 0, 0]], right[:, [0, 0, 0]]).kind == "bad"
+    assert output_of(never).kind == "bad"
+    assert 'it never finds "wet"' in output_of(never).why
+    assert output_of(often[:10], right[:10]).kind == "open"
+    assert output_of(right * 0, right * 0).kind == "open"
+    assert output_of(1 - right[:, [0, 0, 0]], right[:, [0, 0, 0]]).kind == "bad"

@@ -21,8 +21,8 @@ def test_mcnemars_p_is_that_of_the_binomial_test(one: int, other: int) -> None:
 def _two(n: int, seed: int = 0) -> tuple[Truth, Answer, Answer]:
     rng = np.random.default_rng(seed)
     label = rng.integers(0, 3, n)
-    said = [np.where(rng.random(n) < share, label, (label + 1) % 3) for share in (0.9, 0.8)]
-    return Truth(label=label), Answer(label=said[0]), Answer(label=said[1])
+    answered = [np.where(rng.random(n) < share, label, (label + 1) % 3) for share in (0.9, 0.8)]
+    return Truth(label=label), Answer(label=answered[0]), Answer(label=answered[1])
 
 
 def _compared(truth: Truth, one: Answer, other: Answer, **keys: object) -> PairedDifference:
@@ -63,10 +63,10 @@ def test_two_models_that_are_alike_differ_by_chance_as_often_as_stated() -> None
     for seed in range(80):
         rng = np.random.default_rng(seed)
         label = rng.integers(0, 2, 200)
-        said = [Answer(label=np.where(rng.random(200) < 0.85, label, 1 - label)) for _ in range(2)]
+        answered = [Answer(label=np.where(rng.random(200) < 0.85, label, 1 - label)) for _ in range(2)]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("converter.paired.RESAMPLES", 200)
-            different += not _compared(Truth(label=label), *said).may_be_chance
+            different += not _compared(Truth(label=label), *answered).may_be_chance
     assert 1 <= different <= 12  # 4 are expected; more lies beyond one in a thousand
 
 
@@ -116,7 +116,7 @@ def test_what_may_be_chance_is_named_as_such() -> None:
     """In the words of the command."""
     found = PairedDifference(-0.01, -0.03, 0.01, "60 rows", 3, 2, 1.0)
     first, second = in_words("accuracy", found)
-    said = "accuracy of B less that of A: -0.0100, 95 %: -0.0300 to +0.0100 (paired bootstrap over 60 rows)"
-    assert first == f"{said}: this may be chance"
+    answered = "accuracy of B less that of A: -0.0100, 95 %: -0.0300 to +0.0100 (paired bootstrap over 60 rows)"
+    assert first == f"{answered}: this may be chance"
     assert second == "right by A only: 3 rows, by B only: 2; McNemar's exact p = 1"
     assert "chance" not in in_words("R2", found._replace(high=-0.005, only_first=None))[0]

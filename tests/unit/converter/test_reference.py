@@ -43,9 +43,11 @@ def reference(
     plan = SimpleNamespace(input=given, task="anomaly", labels=(), targets=())
     data = SimpleNamespace(readings=readings, reading_groups=groups, rate_hz=None)
     answer = answer or Answer(score=np.zeros(12, np.float32))
-    said: list[str] = []
-    made = make_reference(cast("BundlePlan", plan), cast("Dataset", data), answer, DriftSpec(**wanted), say=said.append)
-    assert tuple(said) == made.notes
+    collected: list[str] = []
+    made = make_reference(
+        cast("BundlePlan", plan), cast("Dataset", data), answer, DriftSpec(**wanted), say=collected.append
+    )
+    assert tuple(collected) == made.notes
     return made, given
 
 
@@ -213,7 +215,7 @@ def test_recordings_too_short_give_a_reference_without_limits() -> None:
 
 
 def test_without_data_there_is_no_reference() -> None:
-    """Nothing to compare with, and nothing is said here."""
+    """Nothing to compare with, and nothing is reported here."""
     plan = cast("BundlePlan", SimpleNamespace())
     assert make_reference(plan, None, Answer(), DriftSpec(), say=print) == BundleReference()
 

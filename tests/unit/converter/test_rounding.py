@@ -80,12 +80,12 @@ def test_a_quantised_source_is_judged_by_steps_of_rounding_and_not_by_labels(
     """Labels that a step decides may differ on any number of rows; scores that are many steps off are a fault."""
     off_by(steps, share, monkeypatch)
     assert convert(tmp_path) == code
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     if steps > 1:
         expected = f"{int(share * 300)} of 300 rows differ by more than one step of rounding (0.00391), by {steps}"
-        assert expected in said.out
+        assert expected in printed.out
     if code:
-        assert "the ONNX form does not answer as the source does" in said.err
+        assert "the ONNX form does not answer as the source does" in printed.err
 
 
 @pytest.mark.parametrize(("steps", "code"), [(1, 0), (4, 1)])

@@ -1,4 +1,4 @@
-"""The search for the form to ship, and what is said about it."""
+"""The search for the form to ship, and what is reported about it."""
 
 import hashlib
 import re
@@ -64,8 +64,8 @@ def test_sensitive_nodes_stay_in_float_where_int8_alone_would_lose_too_much(
 
     monkeypatch.setattr(quantize, "_static", ruins_the_first)
     assert main([*model_and_data(tmp_path), "--quantize", "int8"]) == 0
-    said = capsys.readouterr().out
-    assert "looking for the nodes that int8 hurts most" in said
+    output = capsys.readouterr().out
+    assert "looking for the nodes that int8 hurts most" in output
     record = manifest_of(tmp_path / "m.onnx").quantization
     assert record["name"] == "int8 static, per channel, 1 in float"
     assert record["drop"] <= 0.01
@@ -98,7 +98,7 @@ def test_the_search_goes_through_every_kind_of_int8() -> None:
 def test_the_best_form_is_the_smallest_or_the_fastest_as_asked(
     prefer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With float16 the fastest, `--prefer latency` keeps it; that int8 is slower is said in any case."""
+    """With float16 the fastest, `--prefer latency` keeps it; that int8 is slower is reported in any case."""
     kinds: list[set[int]] = []
     honest = session.session_of
 
@@ -115,7 +115,7 @@ def test_the_best_form_is_the_smallest_or_the_fastest_as_asked(
     monkeypatch.setattr("converter.search.session_of", session_of)
     monkeypatch.setattr("converter.search.speed_of", speed)
     assert main([*model_and_data(tmp_path), "--prefer", prefer]) == 0
-    record, said = manifest_of(tmp_path / "m.onnx").quantization, capsys.readouterr().out
+    record, output = manifest_of(tmp_path / "m.onnx").quantization, capsys.readouterr().out
     assert record["drop"] <= 0.01
     if prefer == "latency":
         assert record["name"] == "float16"
@@ -125,7 +125,7 @@ def test_the_best_form_is_the_smallest_or_the_fastest_as_asked(
         admitted = [form["bytes"] for form in record["candidates"] if form["metric"] >= least]
         assert record["bytes"] == min(admitted)
         assert "the smallest form" in record["reason"]
-    assert "static int8 is slower than float32 on this machine: 900 us" in said
+    assert "static int8 is slower than float32 on this machine: 900 us" in output
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -157,9 +157,9 @@ def test_a_form_that_does_not_run_is_left_out_and_the_others_are_judged(
     monkeypatch.setattr(quantize, "_float16", unloadable)
     monkeypatch.setattr(quantize, "_dynamic", fails)
     assert main(model_and_data(tmp_path)) == 0
-    said = capsys.readouterr().out
-    assert "left out: float16: onnxruntime cannot run it" in said
-    assert "left out: int8 dynamic: quantisation failed: ValueError: no such weather" in said
+    output = capsys.readouterr().out
+    assert "left out: float16: onnxruntime cannot run it" in output
+    assert "left out: int8 dynamic: quantisation failed: ValueError: no such weather" in output
     assert {form["name"] for form in manifest_of(tmp_path / "m.onnx").quantization["candidates"]} == {
         "float32",
         "int8 static",
@@ -209,7 +209,7 @@ def test_a_target_device_warns_of_what_it_cannot_carry() -> None:
 
 
 def test_a_time_that_nobody_measured_is_called_an_estimate() -> None:
-    """Slower cores are said to be slower, never faster than the machine that converts."""
+    """Slower cores are reported to be slower, never faster than the machine that converts."""
     host = HostCore(mhz=3000.0, decode=4, flops_per_us=60_000.0)
     texts = {target: estimate(target, 100.0, host) for target in TARGETS}
     assert all("estimate, not measured" in text for text in texts.values())
@@ -230,19 +230,19 @@ def test_what_a_device_measured_takes_the_place_of_the_estimate(
     page = tmp_path / "proof.html"
     bundle = tmp_path / "m.onnx"
     assert main(arguments) == 0
-    said = capsys.readouterr().out
-    assert "estimate, not measured" in said
-    assert "no int8 dot products" in said
+    output = capsys.readouterr().out
+    assert "estimate, not measured" in output
+    assert "no int8 dot products" in output
     assert main(["inspect", str(bundle)]) == 0
     assert "not on a device: m.measured.json is not beside it" in capsys.readouterr().out
     measured = Measured("m", "1.0.0", hashlib.sha256(bundle.read_bytes()).hexdigest(), 8, 1.0, 0.37, 0.5, 200, 70 * MIB,
                         "aarch64 Linux 6.12", "1.20.1")  # fmt: skip
     write_measured(bundle, measured)
     assert main([*arguments, "--report", str(page)]) == 0
-    said = capsys.readouterr().out
-    assert "estimate" not in said
+    output = capsys.readouterr().out
+    assert "estimate" not in output
     words = "0.37 ms a window (99th percentile 0.5 ms), 70 MiB at its peak"
-    assert f"measured on aarch64 Linux 6.12: {words}" in said
+    assert f"measured on aarch64 Linux 6.12: {words}" in output
     assert words in page.read_text()
     assert main(["inspect", str(bundle)]) == 0
     assert f"{words}, on aarch64 Linux 6.12, onnxruntime 1.20.1" in capsys.readouterr().out

@@ -116,8 +116,8 @@ def test_what_decides_nothing_is_gone() -> None:
     model = ensemble.model()
     smaller, savings = shrunk(model)
     assert (nodes_of(model), nodes_of(smaller)) == (8, 3)
-    said = {saving.what: saving.count for saving in savings}
-    assert said == {"tree nodes that decide nothing": 5, "lists of tree attributes that say nothing": 5}
+    answered = {saving.what: saving.count for saving in savings}
+    assert answered == {"tree nodes that decide nothing": 5, "lists of tree attributes that say nothing": 5}
     names = {attribute.name for attribute in smaller.graph.node[0].attribute}
     assert not names & {"nodes_hitrates", "nodes_missing_value_tracks_true", "base_values", "post_transform"}
     assert answers(smaller) == answers(model)

@@ -17,11 +17,11 @@ def test_parts_are_named_in_their_order_with_their_seconds() -> None:
 def test_progress_is_said_every_few_seconds_and_not_where_a_part_is_soon_done() -> None:
     """Lines between pieces; all rows come out, in order."""
     clock = iter([0.0, 1.0, 4.0, 6.0, 7.0, 12.5])
-    said: list[str] = []
+    collected: list[str] = []
     rows = np.arange(2500)
-    progress = RowProgress(said.append, "asking the model", lambda: next(clock))
+    progress = RowProgress(collected.append, "asking the model", lambda: next(clock))
     assert np.concatenate(list(progress.pieces(rows))).tolist() == rows.tolist()
-    assert said == ["asking the model: 1,024 of 2,500 rows", "asking the model: 2,048 of 2,500 rows"]
+    assert collected == ["asking the model: 1,024 of 2,500 rows", "asking the model: 2,048 of 2,500 rows"]
     quick: list[str] = []
     assert len(list(RowProgress(quick.append, "x", lambda: 0.0).pieces(rows))) == 5
     assert quick == []

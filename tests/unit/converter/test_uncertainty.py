@@ -132,10 +132,10 @@ def test_the_user_is_told_what_was_held_and_by_which_rows() -> None:
     one, other = _answer(rng, 500), _answer(rng, 1000)
     spec = UncertaintySpec(coverage=0.9)
     held = HeldOut(spec, np.zeros((500, 1), np.float32), one[1], np.repeat(np.arange(5), 200), "500 rows of d.npz")
-    said = in_words(uncertainty_of(spec, one, other), held, *other)
-    assert said[0].startswith("uncertainty: asked for 0.9, ")
-    assert "of 1,000 unseen rows" in said[0]
-    assert "calibrated scores: on 1,000 unseen rows" in said[1]
+    answered = in_words(uncertainty_of(spec, one, other), held, *other)
+    assert answered[0].startswith("uncertainty: asked for 0.9, ")
+    assert "of 1,000 unseen rows" in answered[0]
+    assert "calibrated scores: on 1,000 unseen rows" in answered[1]
     answer, truth = other
     known = uncertainty_of(spec, one, other).confidence
     assert known is not None
@@ -147,6 +147,6 @@ def test_the_user_is_told_what_was_held_and_by_which_rows() -> None:
         chances = [np.interp(float(answer.scores[row].max()), known.scores, known.shares) for row in rows]
         right = [int(answer.scores[row].argmax()) == int(truth.label[row]) for row in rows]
         off.append(abs(sum(chances) - sum(right)) / 200)
-    assert said[1].endswith(f", over 5 blocks by {sum(off) / 5:.2g}, at most by {max(off):.2g}")
-    assert "500 rows of d.npz" in said[2]
-    assert "hold them out of training" in said[2]
+    assert answered[1].endswith(f", over 5 blocks by {sum(off) / 5:.2g}, at most by {max(off):.2g}")
+    assert "500 rows of d.npz" in answered[2]
+    assert "hold them out of training" in answered[2]

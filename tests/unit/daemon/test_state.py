@@ -72,7 +72,7 @@ def test_processes_of_one_second_have_numbers_of_their_own(tmp_path: Path) -> No
 def _pipeline(
     digest: str = "digest", *, expiry: float = 60.0, readings: int = 0, windows: Windows | None = None
 ) -> Pipeline:
-    """What a stop needs of one: two readings make a window, where nothing else is said."""
+    """What a stop needs of one: two readings make a window, where nothing else is reported."""
     windows = Windows((2, 1), length=2, stride=2) if windows is None else windows
     for number in range(readings):
         windows.push(np.full((1, 1), number + 1.0, np.float32), ["k"], [float(number)], 0.0)

@@ -147,7 +147,7 @@ def test_nothing_is_retained_where_the_broker_forbids_it() -> None:
 
 
 def test_each_connection_begins_anew(device: _Device) -> None:
-    """The broker has published the last will meanwhile, so `online` has to be said again."""
+    """The broker has published the last will meanwhile, so `online` has to be reported again."""
     device.connect()
     device.link.taken()
     device.connect(up=False)
@@ -311,7 +311,7 @@ def test_a_status_that_the_link_did_not_take_is_said_later(device: _Device) -> N
 
 
 def test_a_status_that_is_switched_off_is_never_said() -> None:
-    """It counts as said, so that it costs nothing at each health message."""
+    """It counts as reported, so that it costs nothing at each health message."""
     device = _Device(status_topic="")
     asked: list[int] = []
     device.connect()

@@ -190,7 +190,7 @@ def test_an_alarm_is_an_entity_where_predictions_have_one(
 
 
 def test_the_document_follows_what_there_is(tmp_path: Path) -> None:
-    """Keys appear as they are seen, and what is said already is not said again."""
+    """Keys appear as they are seen, and what is reported already is not reported again."""
     rig = _Rig(_config(tmp_path), {"m": _manifest("classification")})
     assert rig.link.filters == [TOPIC, "home/status"]
     assert rig.link.sent == []  # the broker has not yet had time to send an earlier document

@@ -1,4 +1,4 @@
-"""A prediction as JSON: what is read back is what the model said, whatever the names hold."""
+"""A prediction as JSON: what is read back is what the model predicted, whatever the names hold."""
 
 import base64
 import json

@@ -192,7 +192,7 @@ def test_with_interval_zero_every_prediction_is_committed_before_it_is_sent(path
 
 @pytest.mark.parametrize("interval", [0.0, 1.0])
 def test_a_disk_that_fails_does_not_hold_up_a_healthy_link(path: Path, interval: float) -> None:
-    """Predictions go on from memory, and what failed is said and counted."""
+    """Predictions go on from memory, and what failed is reported and counted."""
     bench = OutboxBench(path, commit_interval=interval)
     bench.link_up()
     assert bench.store is not None

@@ -127,10 +127,10 @@ def test_the_log_of_the_outbox_stays_within_five_percent_of_its_bound(max_bytes:
 
 def test_sources_are_held_once_unacknowledged_readings_take_half_of_the_memory() -> None:
     """Not with the last prediction that fits in half of it, and with the next one."""
-    loop, said = SteppedLoop(), list[bool]()
+    loop, answered = SteppedLoop(), list[bool]()
     box = Outbox(loop.as_loop, Counters(), store=None, commit_interval=1.0, max_memory_bytes=100_000)
-    box.on_full.append(said.append)
-    while not said:
+    box.on_full.append(answered.append)
+    while not answered:
         assert box._held < 100_000
         box.offer("m/a", "edge/m/a", bytes(500), priority=PRIORITY_ROUTINE, receipt=Receipt(lambda: None))
         loop.settle()

@@ -41,9 +41,9 @@ def test_the_command_of_the_recipe_runs(tmp_path: Path, capsys: pytest.CaptureFi
     assert cli.main(["channels", str(bundle)]) == EXIT_OK
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["temperature", "humidity"]
     assert cli.main(["channels", str(tmp_path / "none.onnx")]) == EXIT_FAILED
-    said = capsys.readouterr()
-    assert len(said.err.strip().splitlines()) == 1
-    assert "Traceback" not in said.err
+    output = capsys.readouterr()
+    assert len(output.err.strip().splitlines()) == 1
+    assert "Traceback" not in output.err
     assert cli.main(["channels"]) == EXIT_USAGE
 
 

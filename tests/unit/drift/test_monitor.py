@@ -240,7 +240,7 @@ def test_pauses_and_lost_readings_are_no_other_rate(manifest: Manifest, rng: np.
 def test_times_that_are_not_of_now_are_named(
     behind: float, words: str, manifest: Manifest, rng: np.random.Generator
 ) -> None:
-    """A sensor in another time zone; where our own clock is not set, nothing is said."""
+    """A sensor in another time zone; where our own clock is not set, nothing is reported."""
     now = 1_700_000_000.0
     moments = [now - behind + 0.01 * row for row in range(2 * BLOCK)]
     values = readings(rng, len(moments))

@@ -263,7 +263,7 @@ def beside(rng: np.random.Generator) -> Manifest:
 
 @pytest.mark.parametrize(("factor", "words"), [(2.0, "more"), (0.5, "less")])
 def test_a_channel_that_moves_otherwise_than_the_others_is_named(factor: float, words: str) -> None:
-    """By some blocks of whatever liveliness; where all move more, nothing is said."""
+    """By some blocks of whatever liveliness; where all move more, nothing is reported."""
     rng = np.random.default_rng(8)
     monitor = Monitor(beside(rng))
     for values in (lively(rng, 40), 3.0 * lively(rng, 40), 0.1 * lively(rng, 40)):

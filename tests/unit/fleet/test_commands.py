@@ -204,7 +204,7 @@ def test_a_device_whose_models_the_broker_does_not_keep_is_away(
 def test_a_service_that_does_not_start_is_a_failure_in_the_table_and_the_exit_code(
     at_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The bundle is there, but nothing serves: `failed`, with what systemd said; the others are done."""
+    """The bundle is there, but nothing serves: `failed`, with what systemd reported; the others are done."""
     bundle = classification(name="m", version="1.1.0").save(at_home / "m.onnx")
     devices = use(monkeypatch, Devices({"a": [], "b": []}))
     devices.next = running("m", "1.1.0", open_bundle(bundle).digest, "probation")
@@ -218,7 +218,7 @@ def test_a_service_that_does_not_start_is_a_failure_in_the_table_and_the_exit_co
 
 
 def test_a_wave_is_watched_by_default_so_that_a_canary_proves_its_probation() -> None:
-    """Nothing is said of a soak: the canary runs the bundle for 30 s and is asked again, the last wave is not."""
+    """Nothing is reported of a soak: the canary runs the bundle for 30 s and is asked again, the last wave is not."""
     pauses: list[float] = []
     asked: list[str] = []
 

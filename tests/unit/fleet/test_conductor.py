@@ -122,7 +122,7 @@ class Host:
     broker: Broker
     file: RolloutFile
     key: Path
-    said: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
 
     def start(self, *rows: DeviceRow, rollout: str = "r1", **changes: Any) -> None:
         """Begin a rollout."""
@@ -131,7 +131,7 @@ class Host:
     def run(self, rollout: str = "r1", *, once: bool = False) -> dict[str, str]:
         """`resume`, in a process of its own; returns the results."""
         login = Login(url="mqtt://127.0.0.1:1")
-        Conductor(self.file, login, self.key, self.said.append, once=once).run(rollout, until_done=True)
+        Conductor(self.file, login, self.key, self.lines.append, once=once).run(rollout, until_done=True)
         return self.results(rollout)
 
     def results(self, rollout: str = "r1") -> dict[str, str]:
@@ -165,7 +165,7 @@ def test_a_canary_that_is_away_or_hangs_is_replaced_before_the_rest_gets_the_bun
     host.start(*rows("abcde"))
     assert host.run() == {"a": "away", "b": "busy", "c": "done", "d": "done", "e": "done"}
     assert host.broker.order == ["a", "b", "c", "d", "e"]
-    assert "wave 1, in the place of canaries that are away: c" in host.said
+    assert "wave 1, in the place of canaries that are away: c" in host.lines
 
 
 def test_a_bad_bundle_stops_at_the_canary_that_could_prove_it(host: Host) -> None:
@@ -310,11 +310,11 @@ def test_what_a_device_says_after_an_abort_is_no_failure(host: Host) -> None:
     host.start(*rows("a"))
     assert host.run() == {"a": "busy"}
     row = host.file.change(host.file.read("r1"), "aborted", "aborted")
-    Conductor(host.file, Login(url="mqtt://127.0.0.1:1"), None, host.said.append).clear(row.id)
+    Conductor(host.file, Login(url="mqtt://127.0.0.1:1"), None, host.lines.append).clear(row.id)
     assert "a/desired" not in host.broker.retained
     report = json.loads(host.broker.retained["a/rollout"]) | {"state": "failed", "why": TAKEN_BACK}
     host.broker.put("a/rollout", json.dumps(report).encode())
-    Conductor(host.file, Login(url="mqtt://127.0.0.1:1"), None, host.said.append).run("r1", until_done=False)
+    Conductor(host.file, Login(url="mqtt://127.0.0.1:1"), None, host.lines.append).run("r1", until_done=False)
     assert host.results() == {"a": "not tried"}
 
 
@@ -322,7 +322,7 @@ def test_an_undo_takes_back_what_it_does_not_replace(host: Host) -> None:
     """`b` ran nothing before, and is away: without a document it stays as it is when it comes back."""
     host.start(*rows("ab"))
     assert set(host.run().values()) == {"away"}
-    Conductor(host.file, Login(url="mqtt://127.0.0.1:1"), None, host.said.append).clear("r1", keep=frozenset("a"))
+    Conductor(host.file, Login(url="mqtt://127.0.0.1:1"), None, host.lines.append).clear("r1", keep=frozenset("a"))
     assert set(host.broker.retained) == {"a/desired"}
 
 

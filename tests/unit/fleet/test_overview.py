@@ -16,7 +16,7 @@ def fill(row: OverviewRow, found: RemoteResult) -> None:
     fill_from_answer(row, found.out.split(MARK)[1:], found.reason)
 
 
-def told(row: OverviewRow, now: float = 1000.0) -> list[dict[str, str]]:
+def output_of(row: OverviewRow, now: float = 1000.0) -> list[dict[str, str]]:
     """The lines of the table, by column; empty cells are left out."""
     return [{key: cell for key, cell in zip(HEADER, line, strict=True) if cell} for line in cells(row, now)]
 
@@ -33,7 +33,7 @@ def test_a_device_that_answers_everything_fills_its_row() -> None:
     fill(row, answer("7300.5 1.0", "48312", "active", "edge-runtime 1.2.3", json.dumps(status), json.dumps(models)))
     common = {"DEVICE": "d0", "REACHABLE": "yes", "SERVICE": "active", "UPTIME": "2 h 1 min", "LAST": "1 min ago"}
     common |= {"QUEUE": "7", "TEMP": "48 C"}
-    assert told(row) == [
+    assert output_of(row) == [
         {**common, "MODEL": "a", "VERSION": "1.1.0", "STATE": "active"},
         {**common, "MODEL": "b", "VERSION": "2.0.0", "STATE": "probation"},
     ]
@@ -48,17 +48,17 @@ def test_a_device_that_went_back_by_itself_says_why() -> None:
     ]
     row = OverviewRow(name="d0", reachable=True)
     fill(row, answer("", "", "active", "edge-runtime 1.2.3", "", json.dumps(models)))
-    assert told(row)[0]["WHY"] == "went back from 1.1.0: NaN in 3 of 100 windows"
+    assert output_of(row)[0]["WHY"] == "went back from 1.1.0: NaN in 3 of 100 windows"
 
 
 def test_a_device_without_runtime_or_with_a_broken_store_has_a_row() -> None:
     """Each part may fail by itself; the reason stands in the last column."""
     row = OverviewRow(name="d0", reachable=True)
     fill(row, answer("10 1", "", "inactive", "", "", ""))
-    assert told(row)[0]["WHY"] == "the runtime is not installed: provision the device first"
+    assert output_of(row)[0]["WHY"] == "the runtime is not installed: provision the device first"
     row = OverviewRow(name="d0", reachable=True)
     fill(row, answer("10 1", "", "active", "edge-runtime 1", "no json", "", err="x\n/var: cannot be read: why\n"))
-    assert told(row)[0]["WHY"] == "/var: cannot be read: why"
+    assert output_of(row)[0]["WHY"] == "/var: cannot be read: why"
     row = OverviewRow(name="d0", reachable=True)
     fill(row, RemoteResult(1, "", "sudo: a password is required\n"))
-    assert told(row)[0]["WHY"] == "sudo: a password is required"
+    assert output_of(row)[0]["WHY"] == "sudo: a password is required"

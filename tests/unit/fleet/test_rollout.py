@@ -348,11 +348,11 @@ def test_an_interruption_leaves_a_result_for_every_device() -> None:
     """Ctrl-C begins nothing more, stops a transfer between two parts, lets an install end, and exits with 130."""
     in_transfer, in_install = threading.Event(), threading.Event()
     go_on = threading.Event()
-    said: list[str] = []
+    collected: list[str] = []
 
     class Loud(Silent):
         def say(self, text: str) -> None:
-            said.append(text)
+            collected.append(text)
             if text.startswith("interrupted"):
                 go_on.set()
 
@@ -380,7 +380,7 @@ def test_an_interruption_leaves_a_result_for_every_device() -> None:
         signal.signal(signal.SIGINT, before)
     assert results(result.outcomes) == {"a": "not tried", "b": "done", "c": "not tried", "d": "not tried"}
     assert result.exit_code == 130
-    assert "a, b cannot be stopped now" in said[-1]
+    assert "a, b cannot be stopped now" in collected[-1]
 
 
 def test_many_names_are_folded() -> None:

@@ -165,7 +165,7 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
 def test_a_wave_waits_for_the_healthy_and_for_none_that_is_away(state: str, why: str, age: float, past: bool) -> None:
     """The next wave waits for devices that move or are fresh on probation, and not for silent ones.
 
-    A device that has only said `pending` has not looked at its store yet: it proves nothing.
+    A device that has only reported `pending` has not looked at its store yet: it proves nothing.
     """
     then = time.time() - age
     row = DeviceRow(device="a", wave=1, serial=1, published=then, state=state, why=why, updated=then)

@@ -52,7 +52,7 @@ def test_a_canary_proves_a_bundle_by_running_it_for_the_soak(fleet: _Fleet) -> N
     fleet.report("a", "probation")
     assert not fleet.progress.is_proven(fleet.row("a"), SOAK_S)
     fleet.now += SOAK_S - 0.1
-    fleet.report("a", "probation")  # said again: that is no new probation
+    fleet.report("a", "probation")  # reported again: that is no new probation
     assert fleet.due() == ""
     fleet.now += 0.1
     assert fleet.progress.is_proven(fleet.row("a"), SOAK_S)

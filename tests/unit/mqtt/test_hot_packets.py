@@ -139,23 +139,23 @@ def course(request: pytest.FixtureRequest) -> tuple[bytes, list[tuple[Any, ...]]
         (_message(b"one", 1, is_v5=is_v5), ping, _message(b"z" * 200, is_v5=is_v5), refusal, second, ping,
          hot_packets.puback(300), _message(b"", 65_535, retain=True, is_v5=is_v5))
     )  # fmt: skip
-    said: list[tuple[Any, ...]] = [
+    answered: list[tuple[Any, ...]] = [
         (b"a/b", b"one", 1, False), ("paho", ping), (b"a/b", b"z" * 200, 0, False), (9, 0x87), ("paho", second),
         ("paho", ping), (300, 0), (b"a/b", b"", 65_535, True),
     ]  # fmt: skip
-    return data, said, is_v5
+    return data, answered, is_v5
 
 
 def test_a_stream_may_be_cut_anywhere(course: tuple[bytes, list[tuple[Any, ...]], bool]) -> None:
     """At every single byte, byte by byte, and at random."""
-    data, said, is_v5 = course
+    data, answered, is_v5 = course
     for at in range(len(data) + 1):
-        assert _feed([piece for piece in (data[:at], data[at:]) if piece], is_v5=is_v5) == said, at
-    assert _feed([data[i : i + 1] for i in range(len(data))], is_v5=is_v5) == said
+        assert _feed([piece for piece in (data[:at], data[at:]) if piece], is_v5=is_v5) == answered, at
+    assert _feed([data[i : i + 1] for i in range(len(data))], is_v5=is_v5) == answered
     generator = random.Random(5)
     for _ in range(100):
         cuts = [0, *sorted(generator.sample(range(1, len(data)), generator.randrange(1, 12))), len(data)]
-        assert _feed([data[a:b] for a, b in itertools.pairwise(cuts)], is_v5=is_v5) == said
+        assert _feed([data[a:b] for a, b in itertools.pairwise(cuts)], is_v5=is_v5) == answered
 
 
 @given(st.binary(max_size=80), st.booleans())

@@ -94,7 +94,7 @@ class _Bench:
         )
 
     @property
-    def said(self) -> bytes:
+    def calls(self) -> bytes:
         """The bytes that the broker has got since the last look."""
         self.loop.run_once(0.0)
         self.path.flush()
@@ -130,13 +130,13 @@ def _release(bench: _Bench, *places: int) -> None:
 def test_a_message_is_acknowledged_when_it_is_released_and_those_before_it_are(bench: _Bench) -> None:
     """MQTT 3.1.1 section 4.6: in the order of arrival; none before its own release."""
     bench.send(7, 8, 9)
-    assert bench.said == b""
+    assert bench.calls == b""
     _release(bench, 1)
-    assert bench.said == b""
+    assert bench.calls == b""
     _release(bench, 0)
-    assert bench.said == hot_packets.puback(7) + hot_packets.puback(8)
+    assert bench.calls == hot_packets.puback(7) + hot_packets.puback(8)
     _release(bench, 2)
-    assert bench.said == hot_packets.puback(9)
+    assert bench.calls == hot_packets.puback(9)
 
 
 def test_where_windows_hold_readings_each_message_is_acknowledged_by_itself(bench: _Bench) -> None:
@@ -144,9 +144,9 @@ def test_where_windows_hold_readings_each_message_is_acknowledged_by_itself(benc
     bench.path.acks_in_order = False
     bench.send(7, 8, 9)
     _release(bench, 1)
-    assert bench.said == hot_packets.puback(8)
+    assert bench.calls == hot_packets.puback(8)
     _release(bench, 2, 0)
-    assert bench.said == hot_packets.puback(7) + hot_packets.puback(9)
+    assert bench.calls == hot_packets.puback(7) + hot_packets.puback(9)
 
 
 def test_a_message_that_is_far_too_long_is_acknowledged_in_its_turn(bench: _Bench) -> None:
@@ -157,9 +157,9 @@ def test_a_message_that_is_far_too_long_is_acknowledged_in_its_turn(bench: _Benc
     bench.send(9)
     assert [message.receipt is not None and message.receipt.number for message in bench.messages] == [7, 9]
     assert bench.counters.rejected == {"too_long": 1}
-    assert bench.said == b""
+    assert bench.calls == b""
     _release(bench, 0)
-    assert bench.said == hot_packets.puback(7) + hot_packets.puback(0x1234)
+    assert bench.calls == hot_packets.puback(7) + hot_packets.puback(0x1234)
 
 
 @pytest.mark.parametrize("spare", [0, -1])
@@ -190,7 +190,7 @@ def test_a_packet_as_long_as_the_broker_allows_is_sent_and_no_longer_one(bench: 
     around = 2 + len(hot_packets.topic_head("t")) + 2
     bench.publish(bytes(size - around))
     bench.loop.run_once(0.0)
-    assert len(bench.said) == (30 if fits else 0)
+    assert len(bench.calls) == (30 if fits else 0)
     assert bench.outcomes == ([] if fits else [False])
     assert bench.counters.errors["publish_refused"] == (not fits)
     why = None if fits else "the broker takes at most 30 bytes, found 31"
@@ -202,10 +202,10 @@ def test_what_waits_for_a_place_is_sent_when_one_is_free_and_never_more(bench: _
     bench.path.grant = Grant(window=2)
     for payload in (b"1", b"2", b"3"):
         assert bench.publish(payload)
-    assert bench.said.count(b"\0\1t") == 2
+    assert bench.calls.count(b"\0\1t") == 2
     bench.broker.sendall(hot_packets.puback(FIRST))
     bench.path.read()
-    assert bench.said.endswith(b"3")
+    assert bench.calls.endswith(b"3")
     assert bench.outcomes == [True]
     assert len(bench.path.outcomes) == 2
 
@@ -216,7 +216,7 @@ def test_the_last_words_of_a_stop_wait_for_their_place(bench: _Bench, monkeypatc
     bench.path.grant = Grant(window=1)
     for payload in (b"prediction", b"offline"):
         assert bench.publish(payload)
-    assert bench.said.endswith(b"prediction")
+    assert bench.calls.endswith(b"prediction")
     bench.broker.sendall(hot_packets.puback(FIRST))
     bench.path.say_goodbye()
     assert bench.broker.recv(100).endswith(b"offline\xe0\x00")

@@ -1,4 +1,4 @@
-"""A password that a program makes: when it is asked for, and what is said where it gives none."""
+"""A password that a program makes: when it is asked for, and what is reported where it gives none."""
 
 import sys
 from pathlib import Path

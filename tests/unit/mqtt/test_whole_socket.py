@@ -42,7 +42,7 @@ def test_what_does_not_fit_leaves_piece_by_piece(line: tuple[WholeSocket, socket
 
 
 def test_what_arrived_is_given_out_in_the_pieces_that_are_asked_for(line: tuple[WholeSocket, socket.socket]) -> None:
-    """Bytes keep their order over several fills, and what is not there yet is said to be so."""
+    """Bytes keep their order over several fills, and what is not there yet is reported to be so."""
     whole, far = line
     with pytest.raises(BlockingIOError):
         whole.recv(1)
@@ -94,18 +94,18 @@ class _Taker:
     """Notes its calls."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[bytes, int]] = []
+        self.calls: list[tuple[bytes, int]] = []
 
     def took_message(
         self, topic: bytes, payload: bytes, packet_id: int, *, retained: bool, repeated: bool = False
     ) -> None:
-        self.told.append((payload, packet_id))
+        self.calls.append((payload, packet_id))
 
     def took_acknowledgement(self, packet_id: int, reason: int) -> None:
-        self.told.append((b"ack", packet_id))
+        self.calls.append((b"ack", packet_id))
 
     def took_too_long(self, topic: bytes, packet_id: int, size: int) -> None:
-        self.told.append((b"%s: %d" % (topic, size), packet_id))
+        self.calls.append((b"%s: %d" % (topic, size), packet_id))
 
 
 def test_a_message_without_end_is_never_kept(line: tuple[WholeSocket, socket.socket]) -> None:
@@ -123,7 +123,7 @@ def test_a_message_without_end_is_never_kept(line: tuple[WholeSocket, socket.soc
         assert not whole.take(taker, is_v5=False)
         assert len(whole._partial) <= hot_packets.HEAD_BYTES + RECEIVE_BYTES
     passed_over = (b"a: %d" % len(long), 2000)
-    assert taker.told == [(b"x", 2001), passed_over, (b"x", 2001), passed_over, (b"x", 2001)]
+    assert taker.calls == [(b"x", 2001), passed_over, (b"x", 2001), passed_over, (b"x", 2001)]
 
 
 def test_another_packet_that_is_too_long_ends_the_connection(line: tuple[WholeSocket, socket.socket]) -> None:

@@ -105,20 +105,20 @@ def test_every_suffix_is_tried() -> None:
     assert {Path(name).suffix for name, _ in KINDS.values()} == set(FORMATS)
 
 
-def refused(tmp_path: Path, content: str, *, told: bool) -> tuple[str, str]:
+def refused(tmp_path: Path, content: str, *, answered: bool) -> tuple[str, str]:
     """What `predict` and `replay` say of a CSV file that they refuse."""
     path = tmp_path / "in.csv"
     path.write_text(content)
     with pytest.raises(EdgeError) as by_batch:
-        by_predict(tmp_path, path, index_column=told)
+        by_predict(tmp_path, path, index_column=answered)
     with pytest.raises(ConfigError) as by_stream:
-        by_replay(path, index_column=told)
+        by_replay(path, index_column=answered)
     return str(by_batch.value), str(by_stream.value)
 
 
 def test_a_delimiter_at_the_end_of_each_row_is_refused(tmp_path: Path) -> None:
     """Rows that end in a comma have a column more than the header: neither reader shifts the columns by a guess."""
-    batch, stream = refused(tmp_path, "temperature,humidity\n21.5,48,\n22,47,\n", told=False)
+    batch, stream = refused(tmp_path, "temperature,humidity\n21.5,48,\n22,47,\n", answered=False)
     assert (
         "expected the 2 columns that its header names, found 3 in the first row, which ends with a delimiter" in batch
     )
@@ -129,7 +129,7 @@ def test_a_delimiter_at_the_end_of_each_row_is_refused(tmp_path: Path) -> None:
 def test_row_names_are_refused_unless_they_are_told_of(tmp_path: Path) -> None:
     """R's column of row names is skipped where the user says that there is one, for every row, and refused else."""
     content = 'temperature,humidity\n"1",21.5,48.25\n"2",22.0,47.0\n23.0,46.0\n"3",-1.5,99.0\n'
-    batch, stream = refused(tmp_path, content, told=False)
+    batch, stream = refused(tmp_path, content, answered=False)
     assert "found 3 in the first row, which begins with '1': if the first column holds row names" in batch
     assert "add --index-column" in batch
     assert "add index_column = true" in stream
@@ -143,14 +143,14 @@ def test_row_names_are_refused_unless_they_are_told_of(tmp_path: Path) -> None:
 
 def test_row_names_that_are_not_there_are_refused_too(tmp_path: Path) -> None:
     """A file whose header names every column has no column to skip."""
-    batch, stream = refused(tmp_path, "temperature,humidity\n21.5,48\n", told=True)
+    batch, stream = refused(tmp_path, "temperature,humidity\n21.5,48\n", answered=True)
     assert "expected a first column that the header does not name (--index-column)" in batch
     assert "leave index_column = true out" in stream
 
 
 def test_a_delimiter_at_the_end_of_the_header_alone_is_refused(tmp_path: Path) -> None:
     """A header with an empty last name and rows without it."""
-    batch, _ = refused(tmp_path, "temperature,humidity,\n21.5,48\n", told=False)
+    batch, _ = refused(tmp_path, "temperature,humidity,\n21.5,48\n", answered=False)
     assert "found 2 in the first row: take the delimiter off the header" in batch
 
 

@@ -162,16 +162,16 @@ def test_a_card_that_fails_at_any_system_call_is_one_sentence_and_keeps_what_was
         with monkeypatch.context() as patch:
             code = errno.ENOSPC if place % 2 else errno.EIO
             calls = _failing_at(patch, place, lambda code=code: OSError(code, os.strerror(code)))  # type: ignore[misc]
-            said = ""
+            answered = ""
             try:
                 _written(folder, 12)
             except CommandError as error:
-                said = str(error)
-        if not said:
+                answered = str(error)
+        if not answered:
             break
         tried += 1
-        assert said.startswith(f"{folder}: cannot be ")
-        assert os.strerror(code) in said
+        assert answered.startswith(f"{folder}: cannot be ")
+        assert os.strerror(code) in answered
         if (folder / "recording.json").exists():
             found = _numbers(folder)
             assert found == list(range(len(found))), calls
@@ -322,7 +322,7 @@ def test_the_rate_is_in_the_description_before_the_end(tmp_path: Path, monkeypat
 
 
 def test_a_key_with_a_line_break_is_counted_and_not_recorded(tmp_path: Path) -> None:
-    """A line of such a reading that a power cut tears could not be told from a whole one."""
+    """A line of such a reading that a power cut tears would look like a whole one."""
     recorder = _recorder(tmp_path / "r", tmp_path)
     _record(recorder, [[1.0, 2.0], [3.0, 4.0]], ["two\nlines", "one"], [1.0, 2.0])
     assert recorder._writer is not None

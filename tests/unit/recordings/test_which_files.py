@@ -1,4 +1,4 @@
-"""Which files a name stands for, and what is said of the others."""
+"""Which files a name stands for, and what is reported of the others."""
 
 import gzip
 import os
@@ -42,7 +42,7 @@ def run(*files: str, output: str = "out.csv", **options: Any) -> PredictSummary:
 
 
 def test_bookkeeping_files_are_no_recordings() -> None:
-    """Names that begin with a dot or an underscore, also those of folders, are passed over and said, as Spark does."""
+    """Names that begin with a dot or an underscore, also those of folders, are left out and reported, as in Spark."""
     make("d/a.csv", "d/_SUCCESS", "d/_a.csv", "d/.a.csv.crc", "d/._a.csv", "d/_temporary/0/b.csv", "d/.ipynb/c.csv")
     make("d/sub/b.csv", "d/note.pdf", "d/part-0.csv.crc")
     found = find_files(["d"])
@@ -63,7 +63,7 @@ def test_a_pattern_passes_over_the_same_files() -> None:
 
 
 def test_one_file_by_several_names_is_read_once() -> None:
-    """A relative and an absolute path, a folder and a file in it, and a link: read once, and said."""
+    """A relative and an absolute path, a folder and a file in it, and a link: read once, and reported."""
     make("d/a.csv")
     Path("d/b.csv").symlink_to(Path("d/a.csv").absolute())
     found = find_files(["d/a.csv", str(Path("d/a.csv").absolute()), "d", "./d/../d/a.csv"])

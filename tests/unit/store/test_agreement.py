@@ -24,7 +24,7 @@ def classes(*rows: tuple[float, float]) -> Scores:
 
 
 def test_labels_are_counted_against_each_other() -> None:
-    """Who said what where the other said what, the share of equal labels, and the difference of the scores."""
+    """Who reported what where the other reported what, the share of equal labels, and the difference of the scores."""
     both = manifest(builders.classification())
     found = Agreement(both, both)
     found.add(classes((0.75, 0.25), (0.75, 0.25)), classes((0.5, 0.5), (0.25, 0.75)))

@@ -42,7 +42,7 @@ class Link:
 
     def __init__(self) -> None:
         self.connected = True
-        self.said: list[tuple[str, dict[str, Any]]] = []
+        self.published: list[tuple[str, dict[str, Any]]] = []
         self.handlers: list[Callable[[list[Message]], None]] = []
 
     def subscribe(self, _filters: list[str], _qos: int, handler: Callable[[list[Message]], None], **_: int) -> None:
@@ -51,7 +51,7 @@ class Link:
 
     def publish(self, topic: str, payload: bytes, **_: object) -> bool:
         """As `Connection.publish`."""
-        self.said.append((topic, msgspec.json.decode(payload)))
+        self.published.append((topic, msgspec.json.decode(payload)))
         return True
 
 
@@ -84,17 +84,17 @@ class Device:
 
     def reported(self) -> dict[str, Any]:
         """The newest report."""
-        return next((found for topic, found in reversed(self.link.said) if topic == "edge/room/rollout"), {})
+        return next((found for topic, found in reversed(self.link.published) if topic == "edge/room/rollout"), {})
 
     def wait(self, state: str, why: str = "") -> None:
         """Serve the loop until a report says this."""
 
-        def said() -> bool:
+        def output_of() -> bool:
             self.loop.advance(0.05)
             found = self.reported()
             return found.get("state") == state and why in (found.get("why") or "")
 
-        wait_until(said, lambda: f"{state} {why}; it said {self.link.said[-3:]}", 20.0)
+        wait_until(output_of, lambda: f"{state} {why}; it published {self.link.published[-3:]}", 20.0)
 
     def serve(self, passes: int = 40) -> None:
         """Let time pass."""
@@ -215,7 +215,7 @@ def test_a_document_that_is_taken_back_before_it_began_is_not_followed(
     device.hear(b"")
     device.wait("failed", TAKEN_BACK)
     device.serve()
-    assert not any(topic.endswith("/ota/want") for topic, _ in device.link.said)
+    assert not any(topic.endswith("/ota/want") for topic, _ in device.link.published)
 
 
 def test_what_was_taken_back_while_the_device_was_off_is_not_followed(
@@ -232,7 +232,7 @@ def test_what_was_taken_back_while_the_device_was_off_is_not_followed(
     try:
         again.wait("pending")
         again.serve()
-        assert not any(topic.endswith("/ota/want") for topic, _ in again.link.said)
+        assert not any(topic.endswith("/ota/want") for topic, _ in again.link.published)
         again.hear(closed)
         again.wait("receiving")
     finally:
@@ -298,7 +298,7 @@ def test_a_bundle_comes_by_http_without_a_depot(
     device.wait("probation")
     assert device.version() == "1.1.0"
     assert server.asked == {"": [None], "cut": [None, "bytes=32768-"], "no ranges": ["bytes=50000-"]}[fault]
-    assert not any(topic.endswith("/ota/want") for topic, _ in device.link.said)
+    assert not any(topic.endswith("/ota/want") for topic, _ in device.link.published)
 
 
 def test_a_server_that_fails_twice_in_a_row_is_left_for_a_depot(
@@ -311,7 +311,7 @@ def test_a_server_that_fails_twice_in_a_row_is_left_for_a_depot(
 
     def wanted() -> bool:
         device.loop.advance(0.01)
-        return any(topic.endswith("/ota/want") for topic, _ in device.link.said)
+        return any(topic.endswith("/ota/want") for topic, _ in device.link.published)
 
     wait_until(wanted, "a question to a depot", 20.0)
     assert (device.counters.counts["ota_http_failed"], len(server.asked)) == (2, 2)

@@ -364,7 +364,7 @@ class Link:
     """The device's end of the wire."""
 
     connected: bool = True
-    said: list[dict[str, Any]] = field(default_factory=list)
+    published: list[dict[str, Any]] = field(default_factory=list)
     filters: list[str] = field(default_factory=list)
     handler: Callable[[list[Message]], None] | None = None
 
@@ -381,7 +381,7 @@ class Link:
     def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool, outcome: object) -> bool:
         """As `Connection.publish`: a report is retained."""
         assert (topic, qos, retain, outcome) == ("edge/room/rollout", 1, True, None)
-        self.said.append(msgspec.json.decode(payload))
+        self.published.append(msgspec.json.decode(payload))
         return True
 
 
@@ -453,8 +453,8 @@ class Device:
 
     def reports(self) -> list[tuple[str, str | None]]:
         """States and reasons since the last look."""
-        said, self.link.said = self.link.said, []
-        return [(each["state"], each["why"]) for each in said]
+        answered, self.link.published = self.link.published, []
+        return [(each["state"], each["why"]) for each in answered]
 
     def looks(self) -> int:
         """How often the store was asked since the last look."""
@@ -497,14 +497,14 @@ def test_a_document_is_followed_to_its_end(device: Device) -> None:
     device.ota.tell("receiving", 200)
     device.ota.tell("installing", 1000)
     device.work()
-    assert [each["received"] for each in device.link.said] == [100, 200, 1000]
+    assert [each["received"] for each in device.link.published] == [100, 200, 1000]
     assert device.reports() == [("receiving", None)] * 3
     assert [each for each in device.disk.asked if each[0] == "keep"] == [("keep", "receiving", None)]
     device.wait(100)
     assert (device.looks(), device.reports()) == (1, [])  # the one before it was fetched: now the transfer is awaited
     device.ota.tell("installed", 1000)
     device.work()
-    assert [each["received"] for each in device.link.said] == [0]
+    assert [each["received"] for each in device.link.published] == [0]
     assert device.reports() == [("probation", None)]
     device.disk.now = ("probation", None)
     device.wait(10)
@@ -579,7 +579,7 @@ def test_another_document_takes_the_place_of_one_that_waits(device: Device) -> N
     device.reports()
     device.send(b"d6", _desired(6))
     assert len(device.ota.fetched) == 1
-    assert device.link.said[-1]["serial"] == 6
+    assert device.link.published[-1]["serial"] == 6
 
 
 def test_a_document_that_was_taken_back_before_it_began_is_dropped(device: Device) -> None:
@@ -664,7 +664,7 @@ def test_a_document_that_another_one_overtook_while_it_was_judged_is_not_begun(d
         device.hear(b"d%d" % number)
     device.work()
     assert [each[1] for each in device.disk.asked if each[0] == "judge"] == [b"d5", b"d7"]
-    assert [each["serial"] for each in device.link.said if each["state"] == "failed"] == [5]
+    assert [each["serial"] for each in device.link.published if each["state"] == "failed"] == [5]
     assert [offer.transfer for offer, _ in device.ota.fetched] == [f"depot{DIGEST[:40]}"]
 
 
@@ -714,7 +714,7 @@ def test_a_refused_document_is_counted_and_the_thread_rests(
     assert rests == [2.0] * 25
     assert device.counters.counts["desired_refused"] == 25
     assert len([each for each in caplog.records if each.message == "desired state refused"]) == 20
-    assert device.link.said == []
+    assert device.link.published == []
 
 
 def test_an_error_that_is_no_error_of_ours_is_logged_and_the_next_document_is_judged(
@@ -874,7 +874,7 @@ def test_the_report_keeps_what_ran_before(device: Device) -> None:
     device.work()
     device.ota.tell("receiving", 1)
     device.ota.tell("installed", 1000)
-    assert [each["before"] for each in device.link.said] == [before] * 3
+    assert [each["before"] for each in device.link.published] == [before] * 3
 
 
 def test_a_failure_is_logged_as_an_error_and_progress_is_not(device: Device, caplog: pytest.LogCaptureFixture) -> None:
@@ -907,7 +907,7 @@ def test_a_refused_document_that_is_repeated_does_nothing(device: Device) -> Non
     for _ in range(2):
         device.hear(b"bad")
         device.work()
-    assert (device.counters.counts["desired_refused"], device.link.said) == (1, [])
+    assert (device.counters.counts["desired_refused"], device.link.published) == (1, [])
 
 
 def test_a_stop_ends_everything(device: Device) -> None:

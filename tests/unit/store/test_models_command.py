@@ -89,7 +89,7 @@ def test_installing_the_active_bundle_again_succeeds(models: Command) -> None:
     [("install", "absent.onnx"), ("rollback", "activity"), ("activate", "activity", "1.0.0"), ("selftest", "x")],
 )
 def test_a_refusal_is_exit_1_and_one_line(models: Command, words: tuple[str, ...]) -> None:
-    """Whatever cannot be done is said on one line of standard error."""
+    """Whatever cannot be done is reported on one line of standard error."""
     code, out, err = models(*words)
     assert (code, out) == (1, "")
     assert err.count("\n") == 1

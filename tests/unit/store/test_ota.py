@@ -36,10 +36,10 @@ def _believed(bundle: Bundle, _budget: Budget, _place: str) -> Measured:
 
 @dataclass
 class Link:
-    """The device's end of the wire: what it subscribed to and what it said."""
+    """The device's end of the wire: what it subscribed to and what it reported."""
 
     connected: bool = True
-    said: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    published: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     handler: Callable[[list[Message]], None] = print
 
     def subscribe(self, _filters: list[str], _qos: int, handler: Callable[[list[Message]], None], **_: int) -> None:
@@ -49,7 +49,7 @@ class Link:
     def publish(self, topic: str, payload: bytes, *, qos: int, outcome: object) -> bool:
         """As `Connection.publish`."""
         assert (qos, outcome) == (1, None)
-        self.said.append((topic.removeprefix(f"{BASE}/"), msgspec.json.decode(payload)))
+        self.published.append((topic.removeprefix(f"{BASE}/"), msgspec.json.decode(payload)))
         return True
 
 
@@ -82,11 +82,11 @@ class Device:
 
     def last(self, what: str) -> dict[str, Any]:
         """The newest word on a topic."""
-        return next((document for topic, document in reversed(self.link.said) if topic == what), {})
+        return next((document for topic, document in reversed(self.link.published) if topic == what), {})
 
     def wants(self) -> list[int]:
         """The offsets that it has asked for."""
-        return [document["offset"] for topic, document in self.link.said if topic == "want"]
+        return [document["offset"] for topic, document in self.link.published if topic == "want"]
 
     def wait(self, condition: Callable[[], object], what: str) -> None:
         """Serve the loop until something holds; the disk's thread is a real one."""
@@ -95,7 +95,7 @@ class Device:
             self.loop.advance(1e-4)
             return condition()
 
-        wait_until(served, lambda: f"{what}; it said {self.link.said[-3:]}")
+        wait_until(served, lambda: f"{what}; it published {self.link.published[-3:]}")
 
     def offer(self, files: "BundleFiles", **changes: Any) -> None:
         """Offer with the token that it asks for."""
@@ -106,17 +106,17 @@ class Device:
     def feed(self, files: "BundleFiles", most: int = 10_000) -> None:
         """Answer what it asks for, until it asks no more or `most` chunks are sent."""
         for _ in range(most):
-            count = len(self.link.said)
+            count = len(self.link.published)
             want = self.last("want")
             self.hear(f"chunk/{files.offer['transfer']}/{want['offset']}", files.cut(want))
-            self.wait(lambda count=count: len(self.link.said) > count, "the next word")  # type: ignore[misc]
-            self.wait(lambda: self.link.said[-1][0] == "want" or self.state != "receiving", "the next wish")
+            self.wait(lambda count=count: len(self.link.published) > count, "the next word")  # type: ignore[misc]
+            self.wait(lambda: self.link.published[-1][0] == "want" or self.state != "receiving", "the next wish")
             if self.state != "receiving":
                 return
 
     @property
     def state(self) -> str:
-        """What it said last of the transfer."""
+        """What it reported last of the transfer."""
         return str(self.last("status").get("state", ""))
 
     def end(self) -> None:
@@ -203,7 +203,7 @@ def test_a_signed_bundle_arrives_and_is_installed(device: Device, files: BundleF
 def test_an_offer_without_the_token_of_this_start_begins_nothing(device: Device, files: BundleFiles) -> None:
     """An offer that the broker kept, from whatever day, is answered with the token and forgotten."""
     device.hear("offer", files.offer | {"token": "0123456789abcdef"})
-    assert [topic for topic, _ in device.link.said] == ["status"]
+    assert [topic for topic, _ in device.link.published] == ["status"]
     assert device.state == "greeting"
     assert not device.store.root.exists()
 
@@ -308,7 +308,7 @@ def test_a_bad_offer_is_refused_before_a_byte_comes(
 def test_an_offer_that_is_none_is_counted(device: Device, payload: bytes) -> None:
     """Whatever is published there, the daemon goes on and answers nothing."""
     device.hear("offer", payload)
-    assert device.link.said == []
+    assert device.link.published == []
     assert device.counters.rejected["ota_malformed"] == 1
 
 
@@ -372,7 +372,7 @@ def test_a_part_that_the_disk_damaged_is_begun_anew(
     _finish(device, files)
     assert device.state == "failed"
     again = _again(files, "t2")
-    device.link.said.clear()
+    device.link.published.clear()
     _receive(device, again)
     assert device.wants() == [0]
     _finish(device, again)
@@ -383,10 +383,10 @@ def test_what_runs_already_is_not_sent_again(device: Device, files: BundleFiles)
     """An offer of the active bundle is answered at once; so is the question how a transfer ended."""
     _receive(device, files)
     _finish(device, files)
-    device.link.said.clear()
+    device.link.published.clear()
     device.hear("offer", files.offer | {"token": device.token})
     assert device.state == "installed"
-    device.link.said.clear()
+    device.link.published.clear()
     device.offer(_again(files, "t2"))
     device.wait(lambda: device.state == "installed", "the answer")
     assert device.wants() == []
@@ -452,7 +452,7 @@ def test_a_signed_order_takes_a_device_back_once(upgraded: Device, tmp_path: Pat
     upgraded.hear("rollback", order)
     upgraded.wait(lambda: upgraded.state == "rolled back", "the way back")
     assert upgraded.last("status")["version"] == "1.0.0"
-    upgraded.link.said.clear()
+    upgraded.link.published.clear()
     upgraded.store.activate("comfort", "1.1.0")
     upgraded.hear("rollback", order)
     upgraded.wait(lambda: upgraded.state == "refused", "the refusal")
@@ -493,7 +493,7 @@ def test_an_order_that_nobody_trusted_signed_is_refused(
     good = _order(upgraded, signer, tmp_path)
     bundles = signer.sign(tmp_path / "order").read_text()
     for order in (stranger, good | {"signature": "none"}, good | {"signature": bundles}):
-        upgraded.link.said.clear()
+        upgraded.link.published.clear()
         upgraded.hear("rollback", order)
         upgraded.wait(lambda: upgraded.state == "refused", "the refusal")
     assert upgraded.store.slot("comfort").version == "1.1.0"

@@ -45,7 +45,7 @@ class Link:
     """The device's end of the wire."""
 
     connected: bool = True
-    said: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    published: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     filters: list[str] = field(default_factory=list)
     handler: Callable[[list[Message]], None] | None = None
 
@@ -62,7 +62,7 @@ class Link:
     def publish(self, topic: str, payload: bytes, *, qos: int, outcome: object) -> bool:
         """As `Connection.publish`."""
         assert (qos, outcome) == (1, None)
-        self.said.append((topic.removeprefix(BASE), msgspec.json.decode(payload)))
+        self.published.append((topic.removeprefix(BASE), msgspec.json.decode(payload)))
         return True
 
 
@@ -203,9 +203,9 @@ class Device:
         self.work()
 
     def heard(self) -> list[tuple[str, dict[str, Any]]]:
-        """What it has said since the last look."""
-        said, self.link.said[:] = [*self.link.said], []
-        return said
+        """What it has reported since the last look."""
+        answered, self.link.published[:] = [*self.link.published], []
+        return answered
 
     def states(self) -> list[str]:
         """As `heard`: the states, and the offsets of wishes."""
@@ -213,7 +213,7 @@ class Device:
 
     def why(self) -> str:
         """Of the newest status."""
-        return next(str(each.get("why")) for topic, each in reversed(self.link.said) if topic == "status")
+        return next(str(each.get("why")) for topic, each in reversed(self.link.published) if topic == "status")
 
 
 @pytest.fixture(autouse=True)
@@ -244,7 +244,7 @@ def test_messages_of_others_are_left_to_them(device: Device) -> None:
     device.link.handler(messages)
     assert [message.claimed for message in messages] == [False] * 4 + [True] * 2
     assert len(device.asks) == 2
-    assert device.link.said == []
+    assert device.link.published == []
 
 
 def test_after_its_end_messages_are_claimed_and_nothing_is_done(device: Device) -> None:
@@ -253,7 +253,7 @@ def test_after_its_end_messages_are_claimed_and_nothing_is_done(device: Device) 
     assert device.thread.stopped
     assert device.hear("ask").claimed
     assert device.hear("offer", OFFER | {"token": device.token}).claimed
-    assert (device.asks, device.link.said, device.thread.asked) == ([], [], type(device.thread.asked)())
+    assert (device.asks, device.link.published, device.thread.asked) == ([], [], type(device.thread.asked)())
 
 
 def test_leaving_unsubscribes_and_ends(device: Device) -> None:
@@ -277,7 +277,7 @@ def test_an_offer_that_is_none_is_counted_and_not_answered(device: Device, paylo
     """The name of a transfer is part of a topic, so it is letters and digits."""
     device.hear("offer", payload)
     assert device.counters.rejected["ota_malformed"] == 1
-    assert device.link.said == []
+    assert device.link.published == []
     assert device.disk.asked == []
 
 
@@ -441,7 +441,7 @@ def test_another_bundle_waits_for_the_one_under_way(device: Device) -> None:
     percent = 100 * CHUNK_BYTES // SIZE
     assert percent == 49
     assert "49 % of it are here" in device.why()
-    assert device.link.said[-1][1]["busy"] is True
+    assert device.link.published[-1][1]["busy"] is True
     assert device.counters.counts["ota_refused"] == 1
 
 
@@ -461,12 +461,12 @@ def test_another_sender_of_the_same_bundle_takes_over_a_silent_one(device: Devic
     device.hear("chunk/t1/0", b"c" * CHUNK_BYTES)  # not yet written
     device.offer(transfer="t2")
     assert "being written" in device.why()
-    assert device.link.said[-1][1]["busy"] is True
+    assert device.link.published[-1][1]["busy"] is True
     device.work()
     device.loop.advance(9.9)
     device.offer(transfer="t2")
     assert "another sender is bringing this very bundle" in device.why()
-    assert device.link.said[-1][1]["busy"] is True
+    assert device.link.published[-1][1]["busy"] is True
     device.loop.advance(0.1)
     device.heard()
     device.offer(transfer="t2")

@@ -122,7 +122,7 @@ def test_a_file_that_cannot_be_removed_costs_its_space_and_nothing_else(
 
 
 def test_a_file_is_what_was_installed_or_it_is_damaged(folder: StoreFolder, bundles: BundleFolder) -> None:
-    """Missing, cut or changed: each is said with its place."""
+    """Missing, cut or changed: each is reported with its place."""
     digest = hashlib.sha256(b"content").hexdigest()
     record = BundleRecord(version="1", digest=digest)
     bundles.keep("m", digest, _stage(folder))

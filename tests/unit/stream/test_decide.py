@@ -135,7 +135,7 @@ def test_a_value_above_the_threshold_is_an_alarm() -> None:
 
 
 def test_change_publishes_a_verdict_once() -> None:
-    """With `publish = "change"` the same verdict is not said again."""
+    """With `publish = "change"` the same verdict is not reported again."""
     found = _labels(_decider("classification", publish="change"), 0, 0, 1, 1, 0)
     assert [p.label if p else None for p in found] == ["ok", None, "worn", None, "ok"]
     assert [p.seq for p in found if p] == [1, 2, 3]
@@ -335,24 +335,24 @@ def test_a_detector_raises_an_alarm_for_a_label_that_is_one() -> None:
 def test_a_detector_that_publishes_changes_speaks_when_other_things_are_there() -> None:
     """The same labels in another order, or at other places, are no change."""
     decider = detector(publish="change")
-    said = [
+    answered = [
         decider.decide(scores, 0, None, float(time)) is not None
         for time, scores in enumerate(
             [found_by(0, 1), found_by(1, 0), found_by(1), found_by(1), found_by(), found_by()]
         )
     ]
-    assert said == [True, False, True, False, True, False]
+    assert answered == [True, False, True, False, True, False]
 
 
 def test_tensors_that_publish_changes_speak_when_a_number_moves() -> None:
     """By more than the hysteresis, as the values of a regression."""
     manifest = msgspec.convert(builders.tensors(task="embedding").manifest, Manifest)
     decider = Decider(manifest, ModelTable(name="m", bundle="b", source="s", publish="change", hysteresis=0.5))
-    said = []
+    answered = []
     for time, value in enumerate((0.0, 0.25, 0.75, 0.5)):
         scores = Scores(tensors={"embedding": np.full((1, 6), value, np.float32)})
-        said.append(decider.decide(scores, 0, None, float(time)) is not None)
-    assert said == [True, False, True, False]
+        answered.append(decider.decide(scores, 0, None, float(time)) is not None)
+    assert answered == [True, False, True, False]
 
 
 def several(*labels: int, score: float = 0.9) -> Scores:
@@ -380,11 +380,11 @@ def test_a_multi_label_model_raises_an_alarm_for_each_label_that_is_one() -> Non
 def test_a_multi_label_model_that_publishes_changes_speaks_when_other_labels_are_there() -> None:
     """Other scores of the same labels are no change."""
     decider = multilabel(publish="change")
-    said = [
+    answered = [
         decider.decide(scores, 0, None, float(time)) is not None
         for time, scores in enumerate([several(), several(0), several(0, score=0.7), several(0, 2), several()])
     ]
-    assert said == [True, True, False, True, True]
+    assert answered == [True, True, False, True, True]
 
 
 def _alarms_of(decider: Decider, *windows: Scores) -> list[bool]:
@@ -440,11 +440,11 @@ def test_only_models_of_several_things_with_an_alarm_label_speak_of_an_alarm() -
         assert prediction.tensors["scores"].max() == np.float32(0.9)
     decider = detector(alarm_labels=["dog"], publish="change")
     windows = [found_by(), found_by(0), found_by(0, 1), found_by(1), found_by(0)]
-    said = [decider.decide(scores, 0, None, 0.0) is not None for scores in windows]
-    assert said == [True, False, True, False, True], "with one it is a change of the alarm"
+    answered = [decider.decide(scores, 0, None, 0.0) is not None for scores in windows]
+    assert answered == [True, False, True, False, True], "with one it is a change of the alarm"
     spared = detector(min_interval=10.0)
-    said = [spared.decide(found_by(0), 0, None, time) is not None for time in (0.0, 9.0, 10.0)]
-    assert said == [True, False, True]
+    answered = [spared.decide(found_by(0), 0, None, time) is not None for time in (0.0, 9.0, 10.0)]
+    assert answered == [True, False, True]
 
 
 def test_an_interval_stands_on_both_sides_of_each_value() -> None:
@@ -537,7 +537,7 @@ def test_abstention_is_smoothed_like_a_label() -> None:
     """Two of three windows have to be unsure; a single one changes nothing."""
     config = ModelTable(name="m", bundle="m", source="s", abstain="unsure", smoothing=SmoothingTable(n=2, m=3))
     decider = Decider(SURE, config)
-    said = []
+    answered = []
     for row in (
         [0.8, 0.1, 0.1],
         [0.4, 0.4, 0.2],
@@ -549,5 +549,5 @@ def test_abstention_is_smoothed_like_a_label() -> None:
         scores = np.array([row], np.float32)
         found = decider.decide(Scores(label=scores.argmax(axis=1), scores=scores), 0, None, 0.0)
         assert found is not None
-        said.append(found.label)
-    assert said == ["a", "a", "a", "unsure", "unsure", "unsure"]
+        answered.append(found.label)
+    assert answered == ["a", "a", "a", "unsure", "unsure", "unsure"]

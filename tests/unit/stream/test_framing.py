@@ -304,14 +304,14 @@ def test_lines_are_those_of_a_plain_split(data: bytes, at: list[int], line_end: 
 
 
 @pytest.mark.parametrize(
-    ("line_end", "right", "wrong", "said"),
+    ("line_end", "right", "wrong", "answered"),
     [
         ("lf", b"\n", b"\r", 'a line feed, found a carriage return alone: set line_end = "cr" or "any"'),
         ("cr", b"\r", b"\n", 'a carriage return, found a line feed alone: set line_end = "lf" or "any"'),
     ],
 )
 def test_wrong_line_ends_are_counted_from_the_third_without_a_right_one(
-    line_end: LineEnd, right: bytes, wrong: bytes, said: str
+    line_end: LineEnd, right: bytes, wrong: bytes, answered: str
 ) -> None:
     """All of them count then, each once; a right one, or a port that is opened anew, begins the count again."""
     counters = Counters()
@@ -339,7 +339,7 @@ def test_wrong_line_ends_are_counted_from_the_third_without_a_right_one(
         framer.feed(text.encode().replace(b"W", wrong).replace(b"R", right))
         assert counters.rejected["wrong_line_end"] == total, text
     note = counters.notes["wrong_line_end"]
-    assert note.why.endswith(said)
+    assert note.why.endswith(answered)
     assert note.sample == b"4" + wrong + b"5" + wrong
 
 

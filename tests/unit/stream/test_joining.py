@@ -105,7 +105,7 @@ def test_a_value_of_just_the_age_is_used() -> None:
 
 
 def test_a_message_without_a_value_makes_no_reading() -> None:
-    """What is held is not said again."""
+    """What is held is not reported again."""
     bench = Bench("any")
     bench.say(("a", 1, 5), ("a", NAN, NAN), ("a", 2, NAN))
     assert bench.made == [("a", [1, 5]), ("a", [2, 5])]

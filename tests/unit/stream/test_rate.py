@@ -17,7 +17,7 @@ Moments = NDArray[np.float64]
 
 
 class Rig:
-    """The watch of one model of 50 readings at 10 Hz, and what it said."""
+    """The watch of one model of 50 readings at 10 Hz, and what it reported."""
 
     def __init__(self, on_rate: OnRate = "warn", *, holds: bool = True) -> None:
         self.notices: list[tuple[str, float]] = []

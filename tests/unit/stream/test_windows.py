@@ -185,7 +185,7 @@ def test_a_key_that_comes_back_is_not_named_as_gone() -> None:
 
 
 def test_silent_keys_expire() -> None:
-    """A key that said nothing since the given time is forgotten; others stay."""
+    """A key that reported nothing since the given time is forgotten; others stay."""
     windows = Windows((2, CHANNELS), length=2, stride=2)
     windows.push(_values(1), ["old"], [0.0], 10.0)
     windows.push(_values(1), ["new"], [0.0], 20.0)

@@ -86,20 +86,20 @@ def test_a_lone_wheel_names_the_releases_that_are_installed_beside_it(wheels: li
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "answered"),
     [
         ("edge_inference_runtime-0.1.0-py3-none-any.whl", b"no zip", "expected a wheel, found another file"),
         ("other-1.0-py3-none-any.whl", b"", "expected the runtime's own wheel among the files, found 0 of them"),
     ],
 )
 def test_a_file_that_is_no_wheel_is_one_line(
-    name: str, content: bytes, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, content: bytes, answered: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And nothing is written."""
     path = tmp_path / name
     path.write_bytes(content)
     assert sbom.main([str(path), "-o", str(tmp_path / "out.json")]) == 1
-    assert said in capsys.readouterr().err
+    assert answered in capsys.readouterr().err
     assert not (tmp_path / "out.json").exists()
 
 

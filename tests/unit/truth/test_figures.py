@@ -39,13 +39,13 @@ def test_labels_are_counted_as_scikit_learn_counts_them() -> None:
     rng = random.Random(1)
     labels = ["a", "b", "c"]
     truth = [rng.choice(labels) for _ in range(500)]
-    said = [each if rng.random() < 0.8 else rng.choice(labels) for each in truth]
+    answered = [each if rng.random() < 0.8 else rng.choice(labels) for each in truth]
     figures = TruthFigures()
-    assert [figures.judge(one, other, ()) for one, other in zip(said, truth, strict=True)] == [
-        one == other for one, other in zip(said, truth, strict=True)
+    assert [figures.judge(one, other, ()) for one, other in zip(answered, truth, strict=True)] == [
+        one == other for one, other in zip(answered, truth, strict=True)
     ]
     document = figures.document()
-    expected = confusion_matrix(truth, said, labels=labels)
+    expected = confusion_matrix(truth, answered, labels=labels)
     assert [[document["confusion"][row].get(column, 0) for column in labels] for row in labels] == expected.tolist()
     assert document["accuracy"] == pytest.approx(np.trace(expected) / 500)
     assert document["n"] == 500
@@ -54,23 +54,23 @@ def test_labels_are_counted_as_scikit_learn_counts_them() -> None:
 def test_errors_are_those_of_scikit_learn() -> None:
     """For each target by itself."""
     rng = np.random.default_rng(2)
-    truth, said = rng.normal(size=(80, 2)), rng.normal(size=(80, 2))
+    truth, answered = rng.normal(size=(80, 2)), rng.normal(size=(80, 2))
     figures = TruthFigures()
-    for one, other in zip(said.tolist(), truth.tolist(), strict=True):
+    for one, other in zip(answered.tolist(), truth.tolist(), strict=True):
         assert figures.judge(one, other, ("x", "y")) is None
     document = figures.document()
     assert (document["accuracy"], document["interval"], document["confusion"]) == (None, None, {})
     for place, name in enumerate("xy"):
-        found, off = document["errors"][name], np.abs(said[:, place] - truth[:, place])
-        assert found["mae"] == pytest.approx(mean_absolute_error(truth[:, place], said[:, place]), rel=1e-5)
-        assert found["rmse"] == pytest.approx(root_mean_squared_error(truth[:, place], said[:, place]), rel=1e-5)
-        assert found["bias"] == pytest.approx(float((said - truth)[:, place].mean()), rel=1e-5)
+        found, off = document["errors"][name], np.abs(answered[:, place] - truth[:, place])
+        assert found["mae"] == pytest.approx(mean_absolute_error(truth[:, place], answered[:, place]), rel=1e-5)
+        assert found["rmse"] == pytest.approx(root_mean_squared_error(truth[:, place], answered[:, place]), rel=1e-5)
+        assert found["bias"] == pytest.approx(float((answered - truth)[:, place].mean()), rel=1e-5)
         half = 1.959964 * off.std(ddof=1) / math.sqrt(80)
         assert found["interval"] == pytest.approx([off.mean() - half, off.mean() + half], rel=1e-5)
 
 
 def test_an_anomaly_is_a_word_in_the_confusion() -> None:
-    """And nothing is said before the first truth."""
+    """And nothing is reported before the first truth."""
     figures = TruthFigures()
     assert figures.is_empty
     assert figures.document() == {"n": 0, "accuracy": None, "interval": None, "confusion": {}}
@@ -84,9 +84,9 @@ def test_the_sum_of_devices_is_what_one_device_would_have_counted() -> None:
     rng = random.Random(3)
     parts, whole = [TruthFigures(), TruthFigures(), TruthFigures()], TruthFigures()
     for number in range(300):
-        said, true = rng.choice("ab"), rng.choice("ab")
-        parts[number % 3].judge(said, true, ())
-        whole.judge(said, true, ())
+        answered, true = rng.choice("ab"), rng.choice("ab")
+        parts[number % 3].judge(answered, true, ())
+        whole.judge(answered, true, ())
     assert summed([_sums(part) for part in parts]) == whole.document()
     parts, whole = [TruthFigures(), TruthFigures()], TruthFigures()
     for number in range(100):
@@ -102,17 +102,17 @@ def test_several_labels_are_counted_as_scikit_learn_counts_them() -> None:
     """The four cells of each label, the Hamming loss, and the share of windows of which every label is right."""
     rng = np.random.default_rng(4)
     truth = rng.random((300, 3)) < 0.4
-    said = truth ^ (rng.random((300, 3)) < [0.05, 0.2, 0.3])
+    answered = truth ^ (rng.random((300, 3)) < [0.05, 0.2, 0.3])
     names, figures = ("a", "b", "c"), TruthFigures()
-    for one, other in zip(said.tolist(), truth.tolist(), strict=True):
+    for one, other in zip(answered.tolist(), truth.tolist(), strict=True):
         assert figures.judge_labels(one, other, names) == (one == other)
     document = figures.document()
-    cells = multilabel_confusion_matrix(truth, said)
+    cells = multilabel_confusion_matrix(truth, answered)
     for name, ((rest, false), (missed, hit)) in zip(names, cells.tolist(), strict=True):
         assert document["labels"][name] == {"hit": hit, "missed": missed, "false": false, "rest": rest}
-    assert document["hamming"] == pytest.approx(hamming_loss(truth, said), rel=1e-5)
-    assert document["accuracy"] == pytest.approx(accuracy_score(truth, said), rel=1e-5)
-    assert document["right"] == round(300 * accuracy_score(truth, said))
+    assert document["hamming"] == pytest.approx(hamming_loss(truth, answered), rel=1e-5)
+    assert document["accuracy"] == pytest.approx(accuracy_score(truth, answered), rel=1e-5)
+    assert document["right"] == round(300 * accuracy_score(truth, answered))
 
 
 def test_several_labels_of_devices_are_summed_cell_by_cell() -> None:

@@ -255,14 +255,14 @@ def test_predictions_that_were_withheld_are_judged_too(tmp_path: Path, identity:
     for number in range(1, 4):
         bench.push([-9.0, 0.0], identity=identity and f"own-{number}")
     assert len(bench.published) == 1
-    said = bench.published[0]["label"]
-    other = "low" if said == "high" else "high"
-    bench.send({"key": "k", "time": TIME, "label": said}, {"key": "k", "time": TIME + 1, "label": other})
+    answered = bench.published[0]["label"]
+    other = "low" if answered == "high" else "high"
+    bench.send({"key": "k", "time": TIME, "label": answered}, {"key": "k", "time": TIME + 1, "label": other})
     tail = f"{START}/1.2" if identity is None else "own-2"
-    bench.send({"id": f"d/m/k/{tail}", "label": said}, {"id": f"d/m/k/{tail}", "label": other})
+    bench.send({"id": f"d/m/k/{tail}", "label": answered}, {"id": f"d/m/k/{tail}", "label": other})
     document = bench.document
     assert (document["n"], document["withheld"], document["accuracy"]) == (3, 2, pytest.approx(2 / 3, abs=1e-6))
-    assert document["confusion"] == {said: {said: 2}, other: {said: 1}}
+    assert document["confusion"] == {answered: {answered: 2}, other: {answered: 1}}
     assert document["unmatched"]["conflict"] == 1
     assert [each.id for each in bench.joined][2] == f"d/m/k/{tail}"
 
