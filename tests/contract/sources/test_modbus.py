@@ -280,6 +280,8 @@ def test_units_that_answer_come_first_and_a_silent_one_is_asked_no_more_seldom_t
     first = source._first_pause
     assert pauses == [min(2 ** (number + 1) * first, 3.0) for number in range(8)]
     assert pauses[-1] == 3.0
+    source._take(dead, UnitAnswer(values=(7.0,), at=time.time(), arrived=time.perf_counter()))
+    assert (dead.answers, dead.due, dead.pause) == (True, 0.0, first)
 
 
 def test_a_unit_comes_back(

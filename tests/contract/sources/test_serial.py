@@ -488,6 +488,23 @@ def test_a_real_port_is_claimed_and_keeps_its_reset_line_up(
     assert asked[-1] == termios.TIOCNXCL
 
 
+def test_a_port_that_cannot_be_claimed_leaves_no_descriptor(
+    virtual_port: VirtualPort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The source tries again every few seconds, for years."""
+
+    def refuse(fd: int) -> None:
+        assert os.fstat(fd)
+        raise OSError(errno.EIO, "no")
+
+    monkeypatch.setattr(port_module, "_claim", refuse)
+    before = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    for _ in range(3):
+        with pytest.raises(port_module.PortError):
+            port_module.open_port(table(SerialSourceTable, name="imu", port=str(virtual_port.path)))
+    assert sum(1 for _ in Path("/proc/self/fd").iterdir()) == before
+
+
 def test_two_sources_on_one_port_do_not_share_it(bench: Bench) -> None:
     """The second of two daemons on one port never gets it while the first lives."""
     bench.started()

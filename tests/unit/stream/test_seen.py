@@ -560,6 +560,17 @@ def test_a_counter_that_stood_at_nought_is_kept_over_a_stop() -> None:
     assert bench.seen.save(OwedReceipts()).keys == [("a", 0, False)]
 
 
+def test_a_counter_that_begins_anew_while_the_daemon_is_stopped_is_noticed() -> None:
+    """The highest number of before the stop is known after it; a number above it is an ordinary one."""
+    bench = _Bench()
+    bench.deliver(b"x", "2000")
+    bench.restart()
+    assert bench.deliver(b"y", "2001") == ["2001"]
+    bench.restart()
+    assert bench.deliver(b"y", "3") == [f"3-{crc32(b'y'):08x}"]
+    assert bench.noticed == ["identity_reused"]
+
+
 @pytest.mark.parametrize(
     ("before", "identity", "is_reused"),
     [
