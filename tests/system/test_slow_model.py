@@ -40,10 +40,13 @@ def test_a_call_of_seconds_does_not_hold_up_the_keep_alive(
 
 
 def _steps(folder: Path) -> int:
-    """So many that a call takes some `CALL_S` on this machine."""
+    """So many that a call takes `CALL_S` of processor time on this machine, and longer where it is busy."""
     path = bad_models.dawdling("1.0.0", FEW_STEPS).save(folder / "few.onnx")
     model = Model(open_bundle(path))
     window = np.array([[[bad_models.BAD, 48.2]]], np.float32)
-    began = time.perf_counter()
-    model.run(window)
-    return round(FEW_STEPS * CALL_S / (time.perf_counter() - began))
+    took = []
+    for _ in range(3):
+        began = time.process_time()
+        model.run(window)
+        took.append(time.process_time() - began)
+    return round(FEW_STEPS * CALL_S / min(took))

@@ -14,6 +14,7 @@ from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.mqtt.messages import Handler, Message
 from edge_runtime.system.counters import Counters
 from edge_runtime.truth.live import FORMAT, SOON_S, Joined, LiveTruth
+from edge_runtime.truth.model_truth import WAIT_S
 from tests.support import builders
 from tests.support.stepped import SteppedLoop
 
@@ -182,6 +183,7 @@ def test_a_truth_that_comes_again_is_logged_once(bench: _Bench, caplog: pytest.L
     for _ in range(3):
         bench.answer("a")
     bench.answer("z")
+    bench.loop.advance(WAIT_S + 1.0)
     assert bench.counters.skipped == {"truth_twice": 2}
     assert bench.counters.errors == {"truth_unknown": 1}
     assert [(record.levelname, record.message) for record in caplog.records] == [

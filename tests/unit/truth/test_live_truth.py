@@ -440,6 +440,7 @@ def test_figures_and_predictions_are_kept_over_a_stop_for_their_bundle_and_for_n
     other = _Bench(tmp_path, draft=builders.classification(version="2.0.0"), kept=bench.kept)
     assert other.truth.documents() == {}
     other.send({"id": second, "label": "low"})
+    other.loop.advance(WAIT_S + 1.0)
     assert other.document["n"] == 0
     assert sum(other.document["unmatched"].values()) == 1
 
