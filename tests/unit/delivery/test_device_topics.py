@@ -171,6 +171,19 @@ def test_health_is_published_at_its_interval(device: _Device) -> None:
     assert device.link.taken() == []
 
 
+def test_a_new_connection_begins_the_interval_of_health_anew(device: _Device) -> None:
+    """The message that was due before is not published in addition."""
+    device.connect()
+    device.loop.advance(10.0)
+    device.connect(up=False)
+    device.connect()
+    device.link.taken()
+    device.loop.advance(29.9)
+    assert device.link.taken() == []
+    device.loop.advance(0.2)
+    assert device.link.taken() == ["health"]
+
+
 def test_a_fault_is_published_within_a_second_and_not_more_often(device: _Device) -> None:
     """Ten faults in a second are one message, and the interval begins anew with it."""
     assert SOON_S == 1.0

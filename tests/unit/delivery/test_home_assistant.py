@@ -45,7 +45,7 @@ OUTPUTS = {
     "anomaly": Output(threshold=2.0),
     "regression": Output(targets=(Target("power", "W"), Target('o"dd {{ näme', "degC"))),
     "detection": Output(labels=("cat", "dog"), detections=3),
-    "multilabel": Output(labels=("hot", "wet", 'lo"ud')),
+    "multilabel": Output(labels=("hot", "wet", 'lo"ud 🔥')),
 }
 
 
@@ -73,13 +73,15 @@ class _Link:
         self.filters: list[str] = []
         self.handler: Handler | None = None
 
-    def subscribe(self, filters: list[str], _qos: int, handler: Handler) -> None:
+    def subscribe(self, filters: list[str], qos: int, handler: Handler) -> None:
+        assert qos == 1
         self.filters, self.handler = filters, handler
 
     def unsubscribe(self, _handler: Handler) -> None:
         self.handler = None
 
-    def publish(self, topic: str, payload: bytes, *, retain: bool, **_more: Any) -> bool:
+    def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool, **_more: Any) -> bool:
+        assert qos == 1
         self.sent.append((topic, payload, retain))
         return True
 
@@ -146,7 +148,7 @@ def test_templates_read_what_the_schema_shows(task: str) -> None:
     if task == "regression":
         example["values"]['o"dd {{ näme'] = 21.5
     if task == "multilabel":
-        example["labels"]['lo"ud'] = 0.5
+        example["labels"]['lo"ud 🔥'] = 0.5
     found = components_of(_table(alarm_labels=("worn",)), _manifest(task), "t", "edge_d", key=None)
     values = {
         name.removeprefix("m__"): environment.from_string(each["value_template"]).render(value_json=example)
@@ -202,6 +204,7 @@ def test_the_document_follows_what_there_is(tmp_path: Path) -> None:
     assert document["device"]["identifiers"] == ["edge_press-07"]
     assert document["origin"]["name"]
     assert document["availability_topic"] == "edge/press-07/status"
+    assert document["qos"] == 1  # a prediction is published with 1 too
     assert all(name.startswith("health__") for name in document["components"])
     rig.keys["m"].append("hall")
     rig.loop.advance(home_assistant.LOOK_S)
@@ -226,12 +229,22 @@ def test_a_look_makes_no_document_where_nothing_is_new(tmp_path: Path, monkeypat
     before = len(made)
     rig.loop.advance(10 * home_assistant.LOOK_S)
     assert len(made) == before
+    rig.part.exchange(_table(), cast("Model", SimpleNamespace(manifest=_manifest("anomaly"))))
+    assert len(rig.link.sent) == 1  # another bundle with the same outputs
+    before = len(made)
+    rig.loop.advance(10 * home_assistant.LOOK_S)
+    assert len(made) == before
     rig.keys["m"].append("cellar")
     rig.loop.advance(home_assistant.LOOK_S)
     assert "m__cellar__anomaly" in rig.link.components
     rig.link.hear("home/status", b"online")
     rig.loop.advance(10.0)
     assert len(rig.link.sent) == 3
+    monkeypatch.setattr(home_assistant, "MOST_KEYS", 3)
+    rig.keys["m"].append("one too many")
+    before = len(made)
+    rig.loop.advance(10 * home_assistant.LOOK_S)
+    assert len(made) == before
 
 
 def test_a_birth_is_answered_once_and_only_a_birth(tmp_path: Path) -> None:
@@ -292,12 +305,13 @@ def test_what_an_earlier_document_had_is_removed_or_goes_on(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "payload", [b"", b"\xff", b"[]", b'{"components": 3}', b'{"components": {"a": "b"}}', b"{}", b"[" * 60_000]
 )
-def test_a_strange_document_is_replaced(tmp_path: Path, payload: bytes) -> None:
-    """Whoever may write there can put anything there."""
+def test_a_strange_document_is_replaced(tmp_path: Path, payload: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever may write there can put anything there; a removed document, which is empty, is not strange."""
     rig = _Rig(_config(tmp_path), {"m": _manifest("anomaly")})
     rig.link.hear(TOPIC, payload, retained=True)
     rig.loop.advance(home_assistant.READ_BACK_S)
     assert rig.link.components
+    assert len([each for each in caplog.records if "not one of ours" in each.message]) == bool(payload)
 
 
 def test_keys_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,6 +328,58 @@ def test_a_source_without_keys_has_entities_at_once(tmp_path: Path) -> None:
     rig = _Rig(_config(tmp_path, DEVICE.replace("{key}", "all")), {"m": _manifest("regression")})
     rig.loop.advance(home_assistant.READ_BACK_S)
     assert rig.link.components["m__value_power"]["state_topic"] == "edge/press-07/m/-"
+
+
+KEYED = DEVICE.replace('topics = ["readings/{key}"]', 'topics = ["readings/all"]\nkey = "machine"')
+OTHERS = "".join(f'[[source]]\nname = "{name}"\ntype = "mqtt"\ntopics = ["{name}"]\n' for name in ("a", "b"))
+JOINED = DEVICE.replace('"mqtt"\ntopics = ["readings/{key}"]', '"join"\nof = ["a", "b"]').replace(
+    "[[model]]", f"{OTHERS}[[model]]"
+)
+
+
+@pytest.mark.parametrize("text", [DEVICE, KEYED, JOINED])
+def test_a_source_that_may_have_keys_has_entities_with_its_first(tmp_path: Path, text: str) -> None:
+    """From a topic, from a field, or from the sources that it joins; an entity without a key would never have a value.
+
+    A reading that has none makes that entity.
+    """
+    rig = _up(tmp_path, text, "detection")
+    assert not [name for name in rig.link.components if "count" in name]
+    rig.keys["m"].append("hall")
+    rig.loop.advance(home_assistant.LOOK_S)
+    assert [name for name in rig.link.components if "count" in name] == ["m__hall__count"]
+    rig.keys["m"].append(None)
+    rig.loop.advance(home_assistant.LOOK_S)
+    assert [name for name in rig.link.components if "count" in name] == ["m__hall__count", "m__count"]
+
+
+def test_a_model_that_comes_back_begins_without_keys(tmp_path: Path) -> None:
+    """A reload without the model has forgotten them, so that the entity of each appears with its next reading."""
+    rig = _up(tmp_path, task="detection")
+    rig.keys["m"] = ["hall"]
+    rig.loop.advance(home_assistant.LOOK_S)
+    rig.begin({})
+    rig.keys["m"] = []
+    rig.begin({"m": _manifest("detection")})
+    assert rig.link.components["m__hall__count"] == {"platform": "sensor"}
+
+
+def test_another_configuration_is_published_with_the_next_look(tmp_path: Path) -> None:
+    """The device's class is shown as its model."""
+    rig = _up(tmp_path)
+    assert json.loads(rig.link.sent[0][1])["device"]["model"] == "edge device"
+    rig.part.configure(_config(tmp_path, DEVICE.replace('"press-07"', '"press-07"\nclass = "pi4"')))
+    rig.loop.advance(home_assistant.LOOK_S)
+    assert [json.loads(payload)["device"]["model"] for _, payload, _ in rig.link.sent[1:]] == ["pi4"]
+
+
+def test_a_link_that_is_up_before_the_configuration_changes_nothing() -> None:
+    """There is no document yet."""
+    loop, link = SteppedLoop(), _Link()
+    part = HomeAssistant(cast("AnyConnection", link), loop.as_loop, keys=dict, on_birth=lambda: None)
+    part.link_changed()
+    loop.advance(10.0)
+    assert link.sent == []
 
 
 DEVICES = DEVICE.replace('prefix = "home"', 'prefix = "home"\nkeys = "devices"')
@@ -377,6 +443,32 @@ def test_the_device_of_a_key_goes_on_over_a_start_and_goes_when_its_models_are_g
     assert documents[HALL]["components"]["m__score"]["unique_id"] == "edge_press-07__hall__m__score"
     rig.part.leave(for_good=True)
     assert {topic for topic, payload in ((t, p) for t, p, _ in rig.link.sent[-2:]) if not payload} == {TOPIC, HALL}
+
+
+def test_a_reading_without_a_key_belongs_to_the_device_itself(tmp_path: Path) -> None:
+    """Also where each key is a device."""
+    rig = _Rig(_config(tmp_path, DEVICES), {"m": _manifest("detection")})
+    rig.keys["m"] += [None, "hall"]
+    rig.loop.advance(home_assistant.READ_BACK_S)
+    documents = _documents(rig)
+    assert set(documents) == {TOPIC, HALL}
+    assert documents[TOPIC]["components"]["m__count"]["state_topic"] == "edge/press-07/m/-"
+    assert documents[HALL]["components"]["m__count"]["state_topic"] == "edge/press-07/m/hall"
+
+
+def test_the_device_of_a_key_is_removed_later_where_the_link_takes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the next look, and once."""
+    rig = _Rig(_config(tmp_path, DEVICES), {"m": _manifest("detection")})
+    gone = {"components": {"old__score": {"platform": "sensor", "state_topic": "edge/press-07/old/hall"}}}
+    rig.loop.advance(home_assistant.READ_BACK_S)
+    rig.link.hear(HALL, json.dumps(gone).encode(), retained=True)
+    with monkeypatch.context() as broken:
+        broken.setattr(rig.link, "publish", lambda *_, **__: False)
+        rig.loop.advance(home_assistant.LOOK_S)
+    rig.loop.advance(10 * home_assistant.LOOK_S)
+    assert rig.link.sent[1:] == [(HALL, b"", True)]
 
 
 def test_a_device_that_leaves_for_good_is_removed(tmp_path: Path) -> None:
@@ -492,6 +584,7 @@ def test_a_birth_is_answered_between_half_a_second_and_two(tmp_path: Path, monke
 
     monkeypatch.setattr("edge_runtime.delivery.home_assistant.random.uniform", uniform)
     rig = _up(tmp_path)
+    rig.loop.advance(home_assistant.LOOK_S - 0.1)  # the next look would come before
     rig.link.hear("home/status", b"online")
     rig.loop.advance(1.4)
     assert (len(rig.link.sent), rig.births) == (1, 0)
@@ -616,10 +709,11 @@ def test_a_model_without_entities_is_named_once(tmp_path: Path, caplog: pytest.L
         (_table("t"), cast("Model", SimpleNamespace(manifest=tensor))),
         (packed, cast("Model", SimpleNamespace(manifest=_manifest("anomaly")))),
     ]
-    for _ in range(2):
-        rig.part.begin(models)
+    rig.part.begin(models)
     found = [getattr(each, "fields", None) or each.__dict__ for each in caplog.records if "no entities" in each.message]
     assert len(found) == 2
+    rig.part.begin(models)
+    assert len([each for each in caplog.records if "no entities" in each.message]) == 2
     assert "the task tensor" in str(found[0])
     assert "payload msgpack values" in str(found[1])
 
@@ -635,6 +729,19 @@ def test_an_exchanged_bundle_changes_its_document_at_once(tmp_path: Path) -> Non
     rig.part.exchange(_table(), cast("Model", SimpleNamespace(manifest=_manifest("classification"))))
     assert rig.link.components["m__label"]["options"] == ["ok", "worn"]
     assert len(rig.link.sent) == 2
+
+
+def test_a_part_that_has_ended_does_nothing_more(tmp_path: Path) -> None:
+    """No look, no document of another bundle, no answer to a birth."""
+    rig = _up(tmp_path, DEVICE.replace("{key}", "all"), "classification")
+    rig.part.end()
+    served = rig.loop.served
+    rig.loop.advance(100.0)
+    assert rig.loop.served == served
+    rig.part.exchange(_table(), cast("Model", SimpleNamespace(manifest=_manifest("anomaly"))))
+    rig.link.hear("home/status", b"online")
+    rig.loop.advance(100.0)
+    assert (len(rig.link.sent), rig.births) == (1, 0)
 
 
 @pytest.mark.parametrize("for_good", [True, False])

@@ -151,12 +151,13 @@ def test_a_question_is_one_packet_and_an_answer_too(process: ShadowProcess, chil
     assert child.sent() == _packet({"shape": [1], "keys": [], "anew": []}, b"w")
 
 
-def test_an_answer_in_single_bytes_is_one(
-    process: ShadowProcess, child: Child, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("piece", [1, 3, 5])
+def test_an_answer_in_small_pieces_is_one(
+    process: ShadowProcess, child: Child, monkeypatch: pytest.MonkeyPatch, piece: int
 ) -> None:
-    """A pipe gives what it has."""
+    """A pipe gives what it has; of what follows, no byte is taken too early."""
     read = os.read
-    monkeypatch.setattr(module, "os", SimpleNamespace(read=lambda handle, _count: read(handle, 1)))
+    monkeypatch.setattr(module, "os", SimpleNamespace(read=lambda handle, count: read(handle, min(count, piece))))
     child.answer(_packet({"x": 1}, b"body"))
     assert process.ask([1], b"", []) == ({"x": 1}, b"body")
 
@@ -231,6 +232,18 @@ def test_one_that_sends_bytes_too_slowly_hangs(
     with pytest.raises(ShadowError, match="hangs: no answer came in time"):
         process.ask([1], b"", [])
     assert clock.waits == [10.0]
+
+
+def test_the_last_half_second_is_waited_for(
+    process: ShadowProcess, child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer counts as long as any time is left."""
+    clock = Clock(6.5, is_readable=True)
+    monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(module, "select", clock)
+    child.answer(_packet({"x": 1}, b"body"))
+    assert process.ask([1], b"", []) == ({"x": 1}, b"body")
+    assert clock.waits == [13.5, 7.0, 0.5]
 
 
 def test_a_model_that_does_not_load_in_time_is_ended(
@@ -325,7 +338,7 @@ class Timers:
 
 
 def _serve(
-    monkeypatch: pytest.MonkeyPatch, words: list[str], given: bytes
+    monkeypatch: pytest.MonkeyPatch, words: list[str] | None, given: bytes
 ) -> tuple[int, list[tuple[dict[str, Any], bytes]], list[float], list[int]]:
     """Run the child with this input: its exit code, its answers, its alarms, and the bounds of its memory."""
     timers, bounds, out = Timers(), cast("list[int]", []), io.BytesIO()
@@ -364,6 +377,13 @@ def test_the_child_answers_until_its_input_ends(tmp_path: Path, monkeypatch: pyt
         assert (header["named"], body) == (False, expected.label.tobytes() + expected.scores.tobytes())
         assert 0 < header["took"] < 60
     assert alarms == [120.0, 0, 21.0, 0, 21.0, 0]
+
+
+def test_the_child_reads_the_words_of_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first is the program's name, as everywhere."""
+    monkeypatch.setattr(sys, "argv", ["shadow_process.py", *_words_of(builders.classification(), tmp_path)])
+    code, answers, _, bounds = _serve(monkeypatch, None, b"")
+    assert (code, answers, bounds) == (0, [({}, b"")], [123_456])
 
 
 def test_the_child_says_why_it_cannot_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
