@@ -353,6 +353,16 @@ def test_a_source_that_may_have_keys_has_entities_with_its_first(tmp_path: Path,
     assert [name for name in rig.link.components if "count" in name] == ["m__hall__count", "m__count"]
 
 
+def test_keys_that_the_configuration_does_not_show_have_entities(tmp_path: Path) -> None:
+    """A replayed recording has a key of its own; the entity without a key, which it never has, is removed."""
+    rig = _up(tmp_path, DEVICE.replace("{key}", "all"), "detection")
+    assert rig.link.components["m__count"]["state_topic"] == "edge/press-07/m/-"
+    rig.keys["m"].append("hall")
+    rig.loop.advance(home_assistant.LOOK_S)
+    assert rig.link.components["m__hall__count"]["state_topic"] == "edge/press-07/m/hall"
+    assert rig.link.components["m__count"] == {"platform": "sensor"}
+
+
 def test_a_model_that_comes_back_begins_without_keys(tmp_path: Path) -> None:
     """A reload without the model has forgotten them, so that the entity of each appears with its next reading."""
     rig = _up(tmp_path, task="detection")
