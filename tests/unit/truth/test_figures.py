@@ -14,7 +14,7 @@ from sklearn.metrics import (
     root_mean_squared_error,
 )
 
-from edge_runtime.truth.figures import TruthFigures, TruthSums, summed, wilson
+from edge_runtime.truth.figures import TruthFigures, TruthSums, hamming, summed, wilson
 
 
 @pytest.mark.parametrize(
@@ -124,6 +124,96 @@ def test_several_labels_of_devices_are_summed_cell_by_cell() -> None:
         parts[number % 2].judge_labels(*pair, ("a", "b"))
         whole.judge_labels(*pair, ("a", "b"))
     assert summed([_sums(part) for part in parts]) == whole.document()
+
+
+def test_an_error_needs_two_windows_for_an_interval() -> None:
+    """Worked on paper: absolute errors of 1 and 3 have the mean 2 and the standard deviation sqrt 2."""
+    figures = TruthFigures()
+    figures.judge([4.0], [5.0], ("t",))
+    assert figures.document()["errors"] == {"t": {"mae": 1.0, "interval": None, "rmse": 1.0, "bias": -1.0}}
+    figures.judge([8.0], [5.0], ("t",))
+    found = figures.document()["errors"]["t"]
+    assert (found["mae"], found["bias"], found["rmse"]) == (2.0, 1.0, pytest.approx(math.sqrt(5.0), rel=1e-5))
+    assert found["interval"] == pytest.approx([2.0 - 1.959964, 2.0 + 1.959964], abs=1e-5)
+
+
+def test_the_interval_of_an_error_ends_at_nought() -> None:
+    """No absolute error is below it; equal errors have an interval without width."""
+    figures = TruthFigures()
+    for error in (0.0, 0.0, 0.0, 8.0):
+        figures.judge([error], [0.0], ("t",))
+    low, high = figures.document()["errors"]["t"]["interval"]
+    assert (low, high) == (0.0, pytest.approx(2.0 + 1.959964 * 4.0 / 2.0, rel=1e-5))
+    equal = TruthFigures()
+    for _ in range(7):
+        equal.judge([0.1], [0.0], ("t",))
+    assert equal.document()["errors"]["t"]["interval"] == [0.1, 0.1]
+
+
+def test_truth_that_was_not_joined_is_counted_by_reason() -> None:
+    """Each makes the figures worth a document, and none changes the accuracy."""
+    figures = TruthFigures()
+    assert figures.is_empty
+    for _ in range(3):
+        figures.note_unmatched("late")
+    assert not figures.is_empty
+    refused = TruthFigures()
+    for _ in range(2):
+        refused.note_refused("malformed")
+    assert not refused.is_empty
+    assert (figures.unmatched, figures.refused) == ({"late": 3}, {})
+    assert (refused.unmatched, refused.refused) == ({}, {"malformed": 2})
+    assert figures.document()["accuracy"] is None
+    judged = TruthFigures()
+    judged.judge("a", "a", ())
+    assert not judged.is_empty
+
+
+def test_figures_have_six_digits() -> None:
+    """Two thirds, and their share of right ones."""
+    figures = TruthFigures()
+    for answer in ("a", "a", "b"):
+        figures.judge(answer, "a", ())
+    assert figures.document()["accuracy"] == 0.666667
+
+
+def test_an_interval_ends_at_nought_and_at_one() -> None:
+    """Also by rounding, for every number of windows of which none or all are right."""
+    for n in range(1, 500):
+        low, high = wilson(0, n)
+        assert low == pytest.approx(0.0, abs=1e-12)
+        assert 0.0 <= low < high < 1.0
+        low, high = wilson(n, n)
+        assert high == pytest.approx(1.0, abs=1e-12)
+        assert 0.0 < low < high <= 1.0
+
+
+def test_cells_that_a_document_leaves_out_are_nought() -> None:
+    """A label that is never confused, and one that is never answered, as a device of another release may send them."""
+    assert hamming({"a": {"hit": 3}, "b": {"missed": 1}}) == 0.25
+    assert hamming({"a": {"false": 1, "rest": 3}}) == 0.25
+    assert hamming({}) is None
+    found = summed([TruthSums(4, {"a": {"b": 3}, "b": {"b": 1}}, {})])
+    assert (found["n"], found["accuracy"]) == (4, 0.25)
+
+
+def test_devices_with_several_labels_are_summed_beside_those_with_one() -> None:
+    """Each kind has its right ones at another place; one device of each, worked on paper."""
+    labels = {"a": {"hit": 2, "missed": 0, "false": 1, "rest": 1}}
+    found = summed([TruthSums(4, {}, {}, labels, 3), TruthSums(6, {"x": {"x": 5, "y": 1}}, {})])
+    assert (found["n"], found["right"], found["accuracy"], found["hamming"]) == (10, 8, 0.8, 0.25)
+    assert found["labels"] == labels
+    assert summed([TruthSums(4, {}, {}, labels)])["right"] == 0
+
+
+def test_errors_of_devices_are_weighted_by_their_windows() -> None:
+    """A device without this target adds nothing, and none gives no figure."""
+    one = TruthSums(1, {}, {"t": {"mae": 2.0, "bias": -2.0}})
+    three = TruthSums(3, {}, {"t": {"mae": 4.0, "bias": 2.0}, "u": {"mae": 1.0, "bias": 1.0}})
+    found = summed([one, three])
+    assert found["errors"] == {"t": {"mae": 3.5, "bias": 1.0}, "u": {"mae": 1.0, "bias": 1.0}}
+    assert summed([one])["errors"] == {"t": {"mae": 2.0, "bias": -2.0}}
+    assert summed([]) == {"n": 0, "accuracy": None, "interval": None, "confusion": {}}
 
 
 def _sums(figures: TruthFigures) -> TruthSums:
