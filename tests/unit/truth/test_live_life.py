@@ -14,7 +14,7 @@ from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.mqtt.messages import Handler, Message
 from edge_runtime.system.counters import Counters
 from edge_runtime.truth.live import FORMAT, SOON_S, Joined, LiveTruth
-from edge_runtime.truth.model_truth import WAIT_S
+from edge_runtime.truth.model_truth import WAIT_S, ModelTruth
 from tests.support import builders
 from tests.support.stepped import SteppedLoop
 
@@ -298,3 +298,164 @@ def test_a_changed_estimate_is_published_with_health(bench: _Bench) -> None:
     assert [document["estimated"] for document in bench.published()] == [0.75]
     bench.truth.report()
     assert bench.published() == []
+
+
+def test_a_document_follows_its_truth_within_half_a_second(bench: _Bench) -> None:
+    """Not at once, so that truths which arrive together are published together."""
+    bench.predict("a")
+    bench.answer("a")
+    bench.loop.advance(0.49)
+    assert bench.link.published == []
+    bench.loop.advance(0.02)
+    assert len(bench.link.published) == 1
+
+
+def test_figures_of_an_earlier_start_are_published_with_the_first_connection(bench: _Bench) -> None:
+    """A broker that was not reachable at the start has none of them."""
+    bench.predict("a")
+    bench.answer("a")
+    bench.truth.end()
+    again = _Bench(bench.folder, kept=bench.kept)
+    again.link.connected = False
+    assert again.published() == []
+    again.link.connected = True
+    again.truth.link_changed()
+    assert [document["n"] for document in again.published()] == [1]
+
+
+def test_a_file_of_this_format_stays_readable(bench: _Bench) -> None:
+    """As a release has written it: format 1, by name."""
+    figures = {"n": 3, "right": 2, "confusion": {"low": {"low": 2, "high": 1}}}
+    saved = {"format": 1, "models": {"m": {"digest": bench.model.bundle.digest, "figures": figures}}}
+    again = _Bench(bench.folder, kept=msgspec.msgpack.encode(saved))
+    (document,) = again.published()
+    assert (document["n"], document["accuracy"]) == (3, 0.666667)
+
+
+def test_figures_that_cannot_be_read_begin_anew(bench: _Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """Those of one model; the log names it."""
+    saved = {"format": 1, "models": {"m": {"digest": bench.model.bundle.digest, "figures": {"n": "many"}}}}
+    again = _Bench(bench.folder, kept=msgspec.msgpack.encode(saved))
+    assert again.truth.documents() == {}
+    (record,) = caplog.records
+    assert (record.message, record.__dict__["fields"]["model"]) == ("kept truth could not be read", "m")
+    again.predict("a")
+    assert again.answer("a") == "joined"
+
+
+def test_a_reload_with_another_bundle_ends_the_wait_for_predictions_of_the_last_one(bench: _Bench) -> None:
+    """The truth is counted, and the figures are those of the new bundle."""
+    assert bench.answer("7/1") == "waiting"
+    other = bench.bundle(builders.classification(version="2.0.0"))
+    bench.truth.begin([(bench.table, other)])
+    assert bench.counters.errors == {"truth_unknown": 1}
+    assert bench.truth.documents() == {}
+    bench.predict("a")
+    assert bench.answer("a") == "joined"
+    assert [document["version"] for document in bench.published()] == ["2.0.0"]
+
+
+def test_a_model_that_goes_before_its_document_is_published_has_none(bench: _Bench) -> None:
+    """The others have theirs."""
+    other = ModelTable(name="other", bundle="m.onnx", source="s")
+    bench.truth.begin([(bench.table, bench.model), (other, bench.model)])
+    bench.predict("a")
+    bench.answer("a")
+    assert bench.truth.take("other", b"{").result == "malformed"
+    bench.loop.settle()
+    bench.truth.begin([(other, bench.model)])
+    bench.loop.advance(SOON_S)
+    assert [topic for topic, _, _ in bench.link.published] == ["edge/d/accuracy/other"]
+
+
+def test_an_exchange_and_the_end_of_a_wait_are_saved(bench: _Bench) -> None:
+    """Each changes the figures; the predictions themselves are saved by a clean stop only."""
+    bench.predict("a")
+    bench.predict("b")
+    bench.answer("a")
+    bench.truth.housekeeping()
+    assert bench.kept is not None
+    assert b"k/b" not in bench.kept
+    assert bench.answer("7/1", label="high") == "waiting"
+    bench.truth.housekeeping()
+    assert bench.writes == 2
+    bench.loop.advance(WAIT_S + 1.0)
+    bench.truth.housekeeping()
+    assert bench.writes == 3
+    bench.truth.exchange(bench.table, bench.bundle(builders.classification(version="2.0.0")))
+    bench.truth.housekeeping()
+    assert bench.writes == 4
+
+
+def test_truth_waits_again_after_a_wait_has_ended(bench: _Bench) -> None:
+    """Each is looked for by itself."""
+    for number in (1, 2):
+        assert bench.answer(f"7/{number}") == "waiting"
+        bench.loop.advance(WAIT_S + 1.0)
+        assert bench.counters.errors == {"truth_unknown": number}
+
+
+def test_after_the_end_nothing_is_left_to_do(bench: _Bench) -> None:
+    """No timer of a truth that waited, nor of a document that was due."""
+    bench.predict("a")
+    bench.answer("a")
+    assert bench.answer("7/1") == "waiting"
+    bench.loop.settle()
+    bench.truth.end()
+    assert len(bench.link.published) == 1
+    served = bench.loop.served
+    bench.loop.advance(2 * WAIT_S)
+    assert (bench.loop.served, len(bench.link.published)) == (served, 1)
+
+
+def test_a_stop_without_any_truth_writes_nothing(bench: _Bench) -> None:
+    """A device that receives none needs no file."""
+    bench.predict("a")
+    bench.truth.end()
+    assert bench.writes == 0
+
+
+def test_the_name_of_an_unknown_model_is_shortened_in_the_log(bench: _Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """It comes from a topic, which may be long."""
+    bench.truth.take("x" * 100, b"{}")
+    (record,) = caplog.records
+    assert record.__dict__["fields"]["model"] == "x" * 64
+
+
+class _NotedLock:
+    """A lock that knows whether it is held."""
+
+    def __init__(self) -> None:
+        self.is_held = False
+
+    def __enter__(self) -> None:
+        assert not self.is_held
+        self.is_held = True
+
+    def __exit__(self, *_: object) -> None:
+        self.is_held = False
+
+
+def test_a_model_is_read_and_changed_only_under_the_lock(bench: _Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Truth arrives in another thread, beside the loop, which reloads, publishes and saves."""
+    lock, called = _NotedLock(), set()
+    bench.truth._lock = cast("Any", lock)
+    for name in ("take", "take_early", "exchange", "document", "save"):
+        sound = getattr(ModelTruth, name)
+
+        def checked(*given: Any, name: str = name, sound: Any = sound, **named: Any) -> Any:
+            assert lock.is_held, name
+            called.add(name)
+            return sound(*given, **named)
+
+        monkeypatch.setattr(ModelTruth, name, checked)
+    bench.predict("a")
+    bench.answer("a")
+    bench.answer("7/1")
+    bench.loop.advance(WAIT_S + 1.0)
+    bench.truth.report()
+    bench.truth.housekeeping()
+    bench.truth.begin([(bench.table, bench.model)])
+    bench.truth.exchange(bench.table, bench.bundle(builders.classification(version="2.0.0")))
+    bench.truth.end()
+    assert called == {"take", "take_early", "exchange", "document", "save"}
