@@ -154,6 +154,7 @@ def test_truth_that_was_not_joined_is_counted_by_reason() -> None:
     """Each makes the figures worth a document, and none changes the accuracy."""
     figures = TruthFigures()
     assert figures.is_empty
+    assert (figures.n, figures.right, figures.withheld) == (0, 0, 0)
     for _ in range(3):
         figures.note_unmatched("late")
     assert not figures.is_empty
