@@ -5,6 +5,7 @@ import random
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 
 from edge_runtime.drift.column import (
@@ -378,3 +379,54 @@ def test_a_sum_is_near_from_three_quarters_of_its_limit_on() -> None:
         assert [sums.add(sign * figure) for figure in (4.0, 1.999, 0.001, 4.0)] == [False, False, True, True]
         assert max(sums.up, sums.down) == pytest.approx(10.0)
     assert 0.7499 < NEAR < 0.75
+
+
+@pytest.mark.parametrize(
+    ("sums", "psi", "is_near"),
+    [
+        (SUMS, 0.0, False),
+        (SUMS._replace(present=48), 0.0, True),  # exactly a quarter is missing
+        (SUMS._replace(present=49), 0.0, False),
+        (SUMS._replace(run=50), 0.0, True),
+        (SUMS._replace(run=49), 0.0, False),
+        (SUMS._replace(outside=8), 0.0, True),  # exactly an eighth
+        (SUMS._replace(outside=7), 0.0, False),
+        (SUMS, 0.15, True),
+        (SUMS, 0.149, False),
+    ],
+)
+def test_each_figure_is_near_from_its_own_least_on(sums: Sums, psi: float, *, is_near: bool) -> None:
+    """By itself, and exactly there."""
+    column = Column(PLAIN._replace(quiet=(0.25, 50.0, 0.125, 0.15)))
+    assert bool(column.add(sums, psi) & IS_NEAR) == is_near
+
+
+LIMITED = Statistic(mean=0.0, sd=1.0, slack=0.0, limit=4.0)
+
+
+@pytest.mark.parametrize("reference", [PLAIN._replace(offset=LIMITED), PLAIN._replace(step=LIMITED)])
+def test_a_sum_that_is_near_its_limit_is_near(reference: ColumnReference) -> None:
+    """Each of the two by itself, whatever the other figures are."""
+    column = Column(reference._replace(quiet=(math.inf, math.inf, math.inf, math.inf)))
+    sums = SUMS._replace(total=64.0 * 9.0, way=63.0 * math.e**9)
+    assert [bool(column.add(sums, 0.0) & IS_NEAR) for _ in range(2)] == [False, True]
+
+
+def test_the_least_figures_for_watch_are_half_of_an_alarm() -> None:
+    """And three quarters of the limit of the PSI; all a little low, so that none is missed."""
+    reference = PLAIN._replace(missing=0.02, stuck_after=300.0, psi_limit=0.4)
+    exact = (0.07, 150.0, 0.025, 0.3)
+    least = reference.least()
+    assert least == pytest.approx(exact, rel=1e-8)
+    assert all(one < other for one, other in zip(least, exact, strict=True))
+
+
+def test_a_state_that_was_saved_before_columns_were_compared_is_taken_up() -> None:
+    """It has no sums of the step beside the others, which begin at nought; and a new column has no reason."""
+    column = Column(PLAIN)
+    assert column.reason == (Cause.MISSING, 0.0, 0.0)
+    old = (1, 1, 4, 3, 7, (1.0, 2.0, 3.0), (4.0, 5.0), (6.0, 7.0), 8.0, 9.0, 10.0)
+    column.besides.up = column.besides.down = 5.0
+    column.restore(msgspec.convert(old, SavedColumn))
+    assert (column.besides.up, column.besides.down, column.steps.down) == (0.0, 0.0, 7.0)
+    assert column.reason == (Cause.OFFSET, 9.0, 10.0)
