@@ -28,6 +28,7 @@ class _Link:
 
     def __init__(self) -> None:
         self.connected = True
+        self.accepts = True
         self.sent: list[tuple[str, Any, bool]] = []
 
     def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool = False, outcome: Any = None) -> bool:
@@ -35,7 +36,7 @@ class _Link:
         assert qos == 1
         if self.connected:
             self.sent.append((topic, json.loads(payload) if payload else None, retain))
-            outcome(True)
+            outcome(self.accepts)
         return self.connected
 
 
@@ -293,3 +294,92 @@ def test_a_full_disk_keeps_nothing_and_is_named(caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.WARNING):
         bench.reports.end()
     assert caplog.records[0].getMessage() == "what is known of drift is not kept"
+
+
+def test_a_change_is_published_within_a_second() -> None:
+    """And an unchanged state when the interval of health has passed since."""
+    bench = _Bench()
+    bench.states()
+    bench.take(2, stuck=True)
+    bench.loop.advance(0.99)
+    assert bench.states() == []
+    bench.loop.advance(0.02)
+    assert bench.states() == ["alarm"]
+    bench.take(1, stuck=True)
+    bench.loop.advance(INTERVAL - 0.1)
+    assert bench.states() == []
+    bench.loop.advance(0.2)
+    assert bench.states() == ["alarm"]
+
+
+def test_a_refusal_is_logged_once_until_the_topic_is_accepted_again(caplog: pytest.LogCaptureFixture) -> None:
+    """A broker that allows no such topic refuses each document."""
+    bench = _Bench()
+    bench.link.accepts = False
+    for accepts in (False, False, True, False):
+        bench.link.accepts = accepts
+        bench.take(1)
+        bench.loop.advance(INTERVAL)
+    assert [each.getMessage() for each in caplog.records] == ["the broker refused a message of the device"] * 2
+    assert caplog.records[0].__dict__["fields"] == {"topic": "edge/press-07/drift/vibration"}
+
+
+def test_another_connection_gets_every_document() -> None:
+    """As after a reload with another broker; the same one again gets none."""
+    bench = _Bench()
+    bench.states()
+    topics = own_topics("press-07", UpstreamTable(url="mqtt://localhost"))
+    bench.reports.attach(cast("AnyConnection", bench.link), topics, INTERVAL)
+    bench.reports.link_changed()
+    assert bench.states() == []
+    other = _Link()
+    bench.reports.attach(cast("AnyConnection", other), topics, INTERVAL)
+    bench.reports.link_changed()
+    assert [document["state"] for _, document, _ in other.sent] == ["ok"]
+
+
+def test_without_a_connection_the_documents_are_there_all_the_same() -> None:
+    """For health and the page; nothing is published."""
+    loop, rng = SteppedLoop(), np.random.default_rng(3)
+    reports = DriftReports(loop.as_loop, Clock(lambda: True), _Files())
+    model = _Model("vibration", drifting.manifest(drifting.readings(rng, 4000)))
+    reports.follow(cast("Pipeline", model), is_recorded=False)
+    reports.link_changed()
+    model.drift.take(drifting.readings(rng, drifting.BLOCK), [None] * drifting.BLOCK, None, 0.0)
+    loop.advance(2 * INTERVAL)
+    assert reports.documents()["vibration"]["blocks"] == 1
+    assert (reports.state_of("vibration", None), reports.state_of("other", None)) == ("ok", "ok")
+
+
+@pytest.mark.parametrize("is_set", [True, False])
+def test_times_are_compared_with_a_clock_that_is_set_only(*, is_set: bool) -> None:
+    """A device that has not heard the time yet would call every reading wrong."""
+    rng = np.random.default_rng(3)
+    reports = DriftReports(SteppedLoop().as_loop, Clock(lambda: is_set), _Files())
+    model = _Model("vibration", drifting.manifest(drifting.readings(rng, 4000)))
+    reports.follow(cast("Pipeline", model), is_recorded=False)
+    values = drifting.readings(rng, 2 * drifting.BLOCK)
+    model.drift.take(values, [None] * len(values), [1000.0 + row for row in range(len(values))], 0.0)
+    clock = model.drift.document()["clock"]
+    assert (clock["state"], clock["offset_s"] is None) == (("alarm", False) if is_set else ("ok", True))
+
+
+def test_after_the_end_nothing_is_left_to_do() -> None:
+    """No document that was due."""
+    bench = _Bench()
+    bench.take(2, stuck=True)
+    bench.reports.end()
+    bench.states()
+    served = bench.loop.served
+    bench.loop.advance(3 * INTERVAL)
+    assert (bench.loop.served, bench.states()) == (served, [])
+
+
+def test_a_file_of_this_format_stays_readable() -> None:
+    """As a release has written it: format 1."""
+    first = _Bench()
+    first.take(2, stuck=True)
+    first.reports.end()
+    saved = msgspec.msgpack.decode(first.files.data["drift"])
+    assert saved["format"] == 1
+    assert saved["models"]["vibration"][0] == "d1"
