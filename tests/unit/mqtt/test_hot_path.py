@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any, cast
 
 import paho.mqtt.client as paho
@@ -9,7 +10,8 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from edge_runtime.mqtt import hot_packets
+from edge_runtime.mqtt import hot_packets, hot_path
+from edge_runtime.mqtt.ack_coalescing import KERNEL_DELAY_S
 from edge_runtime.mqtt.hot_path import MOST_AT_ONCE, MOST_OWED, MOST_OWED_BY_WINDOWS, HotPath
 from edge_runtime.mqtt.messages import Message
 from edge_runtime.mqtt.routes import Routes
@@ -322,6 +324,15 @@ def test_a_message_that_no_broker_accepts_is_refused_in_the_loop(
     assert bench.path.in_flight == 1
     assert bench.counters.errors == {"publish_refused": 2}
     assert bench.states[0] == "mqtt://b: a message cannot be sent: the broker takes at most 8 bytes, found 9"
+    assert [record.message for record in caplog.records] == ["a message was refused"]
+
+
+def test_a_refusal_is_reported_although_nothing_else_happens(bench: _Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """The first one of a connection is logged, and the caller hears of it in the loop."""
+    assert bench.publish(b"x", topic="a/+")
+    assert bench.outcomes == []
+    bench.loop.settle()
+    assert bench.outcomes == [("x", False)]
     assert [record.message for record in caplog.records] == ["a message was refused"]
 
 
@@ -771,6 +782,95 @@ def test_a_write_reports_the_places_taken_while_acknowledgements_are_held(bench:
     assert noted == [(4, 2), (4, 2)]
 
 
+def test_a_write_of_nothing_is_no_write(bench: _Bench) -> None:
+    """The delay of a reading counts from the last byte that was sent."""
+    noted: list[tuple[float, int]] = []
+    bench.path.acks.came_after = lambda seconds, count: noted.append((round(seconds, 6), count))  # type: ignore[method-assign]
+    bench.path.acks.watches_delay = True
+    bench.publish(b"x", qos=0)
+    bench.sent()
+    bench.loop.now += 0.01
+    bench.path.flush()
+    bench.loop.now += 0.02
+    bench.bring(_publish(b"1"), _publish(b"2"))
+    assert noted == [(0.03, 2)]
+
+
+def test_a_packet_without_a_reading_and_a_connection_that_is_not_watched_give_no_delay(bench: _Bench) -> None:
+    """An answer to a ping says nothing of how long readings wait."""
+    noted: list[tuple[float, int]] = []
+    bench.path.acks.came_after = lambda seconds, count: noted.append((seconds, count))  # type: ignore[method-assign]
+    bench.publish(b"x", qos=0)
+    bench.sent()
+    bench.loop.now += 0.05
+    bench.bring(_publish(b"1"), _publish(b"2"))
+    bench.path.acks.watches_delay = True
+    bench.bring(b"\xd0\x00")
+    assert noted == []
+
+
+def test_a_single_reading_after_exactly_the_kernels_delay_counts(bench: _Bench) -> None:
+    """36 ms, and not a little less."""
+    noted: list[float] = []
+    bench.path.acks.came_after = lambda seconds, _count: noted.append(seconds)  # type: ignore[method-assign]
+    bench.path.acks.watches_delay = True
+    for delay in (KERNEL_DELAY_S[0] - 0.001, KERNEL_DELAY_S[0]):
+        bench.loop.now = 0.0
+        bench.publish(b"x", qos=0)
+        bench.sent()
+        bench.loop.now = delay
+        bench.bring(_publish(b"1"))
+    assert noted == [0.036]
+
+
+# --- what costs a pass of the loop, or a call of the kernel -------------------------------------------------------
+
+
+def test_a_delivery_that_publishes_costs_no_further_pass(bench: _Bench) -> None:
+    """Its write follows at once, and none is scheduled beside it."""
+
+    def answer(messages: list[Message]) -> None:
+        for message in messages:
+            message.claimed = True
+            bench.path.publish("t", b"1", qos=0, retain=False, outcome=None, properties=None)
+
+    bench.routes.set([(["in/#"], answer)])
+    bench.bring(_publish(b"1"), _publish(b"2"))
+    assert bench.far.recv(100) == b"\x30\x04\x00\x01t1" * 2
+    bench.loop.settle()
+    assert bench.loop.served == 0
+
+
+def test_two_messages_of_different_topics_go_to_their_own_handlers(bench: _Bench) -> None:
+    """Each to those of its own topic."""
+    others: list[Message] = []
+    bench.routes.set([(["in/#"], bench.take), (["other/#"], others.extend)])
+    bench.bring(_publish(b"1"), _publish(b"2", topic=b"other/x"))
+    assert [message.payload for message in bench.messages] == [b"1"]
+    assert [message.payload for message in others] == [b"2"]
+
+
+def test_a_hold_that_changes_nothing_costs_no_pass(bench: _Bench) -> None:
+    """Nor does the beginning of one."""
+    bench.path.hold(held=False)
+    bench.path.hold(held=True)
+    bench.path.hold(held=True)
+    bench.loop.settle()
+    assert bench.loop.served == 0
+
+
+def test_an_acknowledgement_registers_nothing_while_reading_goes_on(bench: _Bench) -> None:
+    """The connection is registered once, when it opens, and again only after a pause."""
+    bench.bring(_publish(b"x", 1))
+    bench.loop.readers.clear()
+    receipt = bench.messages[0].receipt
+    assert receipt is not None
+    receipt.release()
+    bench.loop.advance(PATIENCE_S)
+    assert bench.sent() == _puback(1)
+    assert bench.loop.readers == {}
+
+
 # --- end ----------------------------------------------------------------------------------------------------------
 
 
@@ -840,3 +940,129 @@ def test_after_the_end_nothing_is_called(bench: _Bench) -> None:
     assert (bench.outcomes, bench.messages, bench.path.in_flight, len(bench.path.owed)) == ([], [], 0, 0)
     assert (bench.loop.readers, bench.loop.writers) == ({}, {})
     assert not bench.path.is_held
+
+
+def test_what_was_under_way_at_the_end_is_not_gone_on_with(bench: _Bench) -> None:
+    """The next pass delivers nothing of before, reports nothing, and does not read a closed socket."""
+    bench.path.hold(held=True)
+    bench.path.took_message(b"in/a", b"x", 1, retained=False)
+    bench.path.hold(held=False)
+    bench.publish(b"1", topic="a/+")
+    bench.path.end()
+    bench.loop.settle()
+    assert (bench.messages, bench.outcomes) == ([], [])
+    assert (bench.loop.readers, bench.loop.writers) == ({}, {})
+
+
+def test_a_receipt_that_is_released_after_the_end_does_not_resume_a_pause(bench: _Bench) -> None:
+    """There is nothing to read from any more."""
+    bench.bring(_publish(b"x", 1))
+    bench.path.is_paused = True
+    bench.path.end()
+    receipt = bench.messages[0].receipt
+    assert receipt is not None
+    receipt.release()
+    bench.loop.settle()
+    assert bench.loop.readers == {}
+
+
+def test_at_the_end_nothing_waits_for_a_place_or_for_the_socket(bench: _Bench) -> None:
+    """Neither the queue nor half a message."""
+    bench.path.grant = Grant(window=1)
+    bench.publish(bytes(200_000))
+    bench.publish(b"2")
+    bench.loop.settle()
+    assert bench.loop.writers != {}
+    assert bench.path.in_flight == 2
+    bench.path.end()
+    assert (bench.loop.readers, bench.loop.writers, bench.path.in_flight) == ({}, {}, 0)
+
+
+def test_before_a_disconnect_the_loop_is_left_and_acknowledgements_are_waited_for(bench: _Bench) -> None:
+    """Paho closes the socket with it; and what paho still has to say leaves behind it."""
+    found: list[Any] = []
+    settimeout = bench.wrapped.set_patience
+
+    def set_patience(seconds: float) -> None:
+        found.append(seconds)
+        settimeout(seconds)
+
+    def disconnect() -> None:
+        found.append((bench.loop.readers, bench.loop.writers, bench.path.acks.holding))
+        bench.wrapped.send(b"\xe0\x00")
+        bench.client.wants = True
+        bench.far.shutdown(socket.SHUT_WR)
+
+    bench.wrapped.set_patience = set_patience  # type: ignore[method-assign]
+    bench.client.disconnect = disconnect  # type: ignore[method-assign]
+    bench.path.acks.allow()
+    assert bench.path.acks.holding
+    bench.path.say_goodbye()
+    assert found == [hot_path.GOODBYE_TIMEOUT_S, ({}, {}, False)]
+    assert bench.far.recv(100) == b"\xe0\x00\xee\x00"
+
+
+def test_a_broker_that_acknowledges_what_it_has_received_gets_the_last_messages(bench: _Bench) -> None:
+    """Each is written before its acknowledgement is waited for."""
+    bench.path.grant = Grant(window=1)
+    for payload in (b"1", b"2", b"3"):
+        bench.publish(payload)
+    received = bytearray()
+    fill = bench.wrapped.fill
+
+    def answer_then_fill() -> bool:
+        packet = bench.far.recv(100)  # raises where nothing was written
+        received.extend(packet)
+        bench.far.sendall(_puback(int.from_bytes(packet[5:7], "big")))
+        if packet.endswith(b"2"):
+            bench.far.shutdown(socket.SHUT_WR)
+        return fill()
+
+    bench.wrapped.fill = answer_then_fill  # type: ignore[method-assign]
+    bench.path.say_goodbye()
+    assert [received[7:8], received[15:16]] == [b"1", b"2"]
+    assert bench.far.recv(100) == b"\x32\x06\x00\x01t\x04\x033\xe0\x00"
+
+
+def test_a_broker_that_sends_other_packets_is_not_listened_to_for_ever(
+    bench: _Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stop takes no longer than it may, whatever comes, where no place becomes free."""
+    clock = SimpleNamespace(now=50.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(hot_path, "time", clock)
+    bench.path.grant = Grant(window=1)
+    bench.publish(b"1")
+    bench.publish(b"2")
+    loop_read = bench.client.loop_read
+
+    def read() -> int:
+        assert len(bench.client.read) < 10
+        clock.now += hot_path.GOODBYE_TIMEOUT_S / 4
+        bench.far.sendall(b"\xd0\x00")
+        return loop_read()
+
+    def disconnect() -> None:
+        bench.far.shutdown(socket.SHUT_WR)
+
+    bench.client.loop_read = read  # type: ignore[method-assign]
+    bench.client.disconnect = disconnect  # type: ignore[method-assign]
+    bench.far.sendall(b"\xd0\x00")
+    bench.path.say_goodbye()
+    assert len(bench.client.read) == 4
+    assert caplog.records == []
+
+
+def test_a_broker_that_ends_the_connection_is_not_waited_for(
+    bench: _Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No place becomes free on it."""
+    monkeypatch.setattr(hot_path, "GOODBYE_TIMEOUT_S", 0.2)
+    bench.path.grant = Grant(window=1)
+    bench.publish(b"1")
+    bench.publish(b"2")
+    bench.client.closes = True
+    bench.client.disconnect = lambda: bench.far.shutdown(socket.SHUT_WR)  # type: ignore[method-assign]
+    bench.far.sendall(b"\xe0\x00")
+    bench.path.say_goodbye()
+    assert bench.client.read == [b"\xe0\x00"]
+    assert caplog.records == []

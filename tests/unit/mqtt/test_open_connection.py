@@ -173,6 +173,14 @@ def test_a_message_of_the_longest_size_is_taken_and_a_byte_more_is_passed_over(b
     assert bench.counters.rejected["too_long"] == -spare
 
 
+def test_readings_are_not_timed_unless_prompt_acknowledgements_are_asked_for(bench: _Bench) -> None:
+    """What is not configured costs nothing."""
+    noted: list[int] = []
+    bench.path.acks.came_after = lambda _seconds, count: noted.append(count)  # type: ignore[method-assign]
+    bench.send(7)
+    assert noted == []
+
+
 def test_packet_ids_pass_over_those_in_use_and_begin_again_behind_paho_s(bench: _Bench) -> None:
     """The numbers below are for the packets of paho."""
     bench.path.last_id = hot_packets.LAST_ID - 1

@@ -236,7 +236,14 @@ def test_a_worker_keeps_the_order_and_the_loop_free(fails: bool, tmp_path: Path)
     numbers = [int(document["id"].rpartition("/")[2]) for document in bench.taken.documents]
     assert numbers == [number for number in range(60) if not (fails and number % 7 == 3)]
     assert len(receipts.acknowledged) == 60 - len(numbers)
+    worker = bench.pipeline._worker
+    assert worker is not None
+    thread = worker._thread._thread
+    assert thread is not None
+    assert thread.is_alive()
     bench.pipeline.stop()
+    thread.join(20.0)
+    assert not thread.is_alive()
     loop.close()
 
 

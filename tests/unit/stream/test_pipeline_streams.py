@@ -223,6 +223,19 @@ def test_a_key_that_expired_while_its_window_was_in_the_model_is_forgotten_after
     assert set(bench.pipeline.decider.keys) == {"here"}
 
 
+def test_keys_that_come_and_go_in_one_batch_are_forgotten_beyond_twice_as_many_as_may_have_windows(
+    tmp_path: Path,
+) -> None:
+    """Their verdicts are noted behind their eviction. All are looked through only then, since that takes time."""
+    bench = ModelBench(builders.echo(length=1), tmp_path, max_keys=2)
+    sizes = []
+    for first in range(0, 90, 3):
+        bench.pipeline.accept(batch_of(_numbers(1, 2, 3), keys=[f"k{first + step}" for step in range(3)]))
+        sizes.append(len(bench.pipeline.decider.keys))
+    assert len(bench.taken.documents) == 90
+    assert max(sizes) == 2 * 2 + 3  # those of the last batch come on top
+
+
 # --- rates --------------------------------------------------------------------------------------------------------
 
 
@@ -269,6 +282,20 @@ def test_a_resampled_stream_gives_windows_of_the_seconds_that_the_model_wants(tm
         if receipt is not None:
             receipt.release()
     assert before < len(receipts.acknowledged) == 82  # the open window has two readings
+
+
+def test_no_window_has_readings_of_before_and_after_a_wrong_rate(tmp_path: Path) -> None:
+    """Where such readings are refused: the open window begins anew, so that each spans the seconds that it is for."""
+    bench = ModelBench(_rated(), tmp_path, on_rate="reject")
+    moments = _even(10.0, 21)
+    moments += [moments[-1] + (number + 1) / 20.0 for number in range(60)]
+    moments += [moments[-1] + (number + 1) / 10.0 for number in range(60)]
+    for moment in moments:
+        bench.pipeline.accept(_timed([[moment - 1.7e9, 0.0]], [moment]))
+    spans = [max(window.values()) - min(window.values()) for window in (d["values"] for d in bench.taken.documents)]
+    assert bench.counters.rejected["wrong_rate"] > 30
+    assert len(spans) > 5
+    assert max(spans) == pytest.approx(0.7, abs=0.06)
 
 
 @pytest.mark.parametrize("on_rate", ["warn", "resample"])
@@ -366,13 +393,13 @@ def test_a_fault_in_a_listener_is_logged_once(tmp_path: Path, caplog: pytest.Log
     bench = ModelBench(builders.echo(length=1), tmp_path)
     bench.pipeline.drift = cast("DriftListener", _Broken())
     bench.pipeline.taps = (cast("Any", _Broken()),)
-    for _ in range(3):
+    for times in (1, 2, 3):
         bench.pipeline.accept(batch_of(_numbers(1)))
-    assert bench.counters.errors == {"drift_failed": 3, "tap_failed": 3}
-    assert sorted(record.message for record in caplog.records) == [
-        "an answer could not be looked at",
-        "drift could not be watched",
-    ]
+        assert bench.counters.errors == {"drift_failed": times, "tap_failed": times}
+        assert sorted(record.message for record in caplog.records) == [
+            "an answer could not be looked at",
+            "drift could not be watched",
+        ]
 
 
 def test_drift_is_shown_the_times_that_readings_brought(tmp_path: Path) -> None:

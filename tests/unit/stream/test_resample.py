@@ -131,3 +131,26 @@ def test_several_channels_are_resampled_alike() -> None:
         for channel in range(3):
             _, alone, _ = Resampler(8.0).push(times, values[:, channel : channel + 1], interval)
             assert together[:, channel].tobytes() == alone[:, 0].tobytes()
+
+
+def test_a_reading_that_is_early_by_more_than_rounding_triggers_nothing() -> None:
+    """Ten millionths of a period: the output waits for the reading behind it."""
+    times = np.array([0.0, PERIOD * (1 - 1e-5), 2 * PERIOD])
+    grid, _, brought, _ = _pushed(times, np.array([1, 2, 3], np.float32), PERIOD, [])
+    assert (grid, brought) == ([0.0, PERIOD, 2 * PERIOD], [0, 2, 2])
+
+
+def test_no_output_depends_on_a_reading_behind_it() -> None:
+    """Even where it comes ten millionths of a period later, and the output has no other reading to be a mean of."""
+    times = np.array([0.0, 1e-5 * PERIOD, 0.5 * PERIOD])
+    _, outputs, _, _ = _pushed(times, np.array([1, 9, 9], np.float32), PERIOD / 4, [])
+    assert outputs == [1.0]
+
+
+@pytest.mark.parametrize("cut", [[], [1]])
+def test_over_lost_readings_an_output_is_the_last_reading_that_is_known(cut: list[int]) -> None:
+    """On the way down, where the Hann window has none: the one at its end, else the one before the loss."""
+    times = np.array([0.0, 5 * PERIOD])
+    grid, outputs, _, _ = _pushed(times, np.array([1, 9], np.float32), PERIOD / 2, cut)
+    assert grid == [PERIOD * number for number in range(6)]
+    assert outputs == [1.0, 1.0, 1.0, 1.0, 1.0, 9.0]

@@ -1,5 +1,7 @@
 """The stability index: small for samples of one distribution, large for those of two, silent where there are few."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -63,3 +65,47 @@ def test_each_number_is_judged_by_itself() -> None:
     old.add(Scores(value=rng.normal(size=(ENOUGH, 2)).astype(np.float32)))
     new.add(Scores(value=(rng.normal(size=(ENOUGH, 2)) + np.array([0, 2])).astype(np.float32)))
     assert (shift(old, new) or 0) > 0.25
+
+
+def test_the_index_is_that_of_its_formula() -> None:
+    """Counted on paper: ten bins with ten old scores each, nine edges between them, half a count added to each."""
+    old = np.arange(100, dtype=np.float32)
+    new = old + 50  # none below 50, ten in each of four bins, and sixty from 90 on
+    total = 100 + 19 * 0.5
+    expected = 5 * (0.5 - 10.5) / total * math.log(0.5 / 10.5) + (60.5 - 10.5) / total * math.log(60.5 / 10.5)
+    assert stability_index(old, new) == pytest.approx(expected, rel=1e-6)
+
+
+def test_exactly_enough_answers_are_judged() -> None:
+    """Of the new bundle as of the old one."""
+    enough, few = sample(np.zeros(ENOUGH)), sample(np.zeros(ENOUGH - 1))
+    assert shift(enough, enough) == pytest.approx(0.0)
+    assert shift(few, enough) is None
+    assert shift(enough, None) is None
+
+
+def test_the_oldest_answers_make_room_for_the_newest() -> None:
+    """One for one, in whatever pieces they come."""
+    found = ScoreSample()
+    assert found.rows.shape == (0, 1)
+    for first in range(0, 3000, 7):
+        found.add(Scores(score=np.arange(first, first + 7, dtype=np.float32)))
+        kept = min(first + 7, KEPT)
+        assert sorted(found.rows[:, 0].tolist()) == list(range(first + 7 - kept, first + 7))
+
+
+def test_an_answer_with_a_number_that_is_not_finite_is_left_out_whole() -> None:
+    """The others of its row with it."""
+    found = ScoreSample()
+    found.add(Scores(scores=np.array([[1, 2], [np.inf, 3], [4, np.nan], [5, 6]], np.float32)))
+    assert found.rows.tolist() == [[1.0, 2.0], [5.0, 6.0]]
+
+
+def test_labels_have_scores_and_other_tensors_have_none() -> None:
+    """Numbers of an output that only its reader understands are not compared."""
+    found = ScoreSample()
+    found.add(Scores(tensors={"mask": np.ones((3, 2), np.float32)}))
+    assert found.rows.shape == (0, 1)
+    scores = np.array([[0.25, 0.75]], np.float32)
+    found.add(Scores(tensors={"labels": np.array([[0, 1]]), "scores": scores}))
+    assert found.rows.tolist() == scores.tolist()

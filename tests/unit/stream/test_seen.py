@@ -602,6 +602,74 @@ def test_a_key_is_reliable_again_after_a_generation_without_reuse(between: int, 
     assert (bench.deliver(b"%d" % (between - 1), f"n{between - 1}") is None) == is_repeat
 
 
+@pytest.mark.parametrize(("between", "is_repeat"), [(GENERATION - 1, False), (GENERATION, True)])
+def test_a_key_that_was_unreliable_before_a_stop_is_reliable_after_a_generation(
+    between: int, *, is_repeat: bool
+) -> None:
+    """Counted from the start, since the file does not say how long ago the reuse was."""
+    bench = _Bench()
+    for content in (b"20", b"21"):
+        bench.deliver(content, "0", receipt=Receipt(lambda: None, 1, holds=0))
+    bench.restart()
+    for step in range(between):
+        bench.deliver(b"%d" % step, f"n{step}", receipt=Receipt(lambda: None, 1, holds=0))
+    assert (bench.deliver(b"%d" % (between - 1), f"n{between - 1}") is None) == is_repeat
+
+
+@pytest.mark.parametrize("is_owed", [False, True])
+@pytest.mark.parametrize(("between", "going"), [(FAR - 1, None), (FAR, [None])])
+def test_after_a_stop_an_equal_reading_so_many_readings_later_is_no_repeat(
+    between: int, going: Any, *, is_owed: bool
+) -> None:
+    """As without the stop, counted from the start: whether the first one is acknowledged or in a saved window."""
+    bench, owed, back = _Bench(), OwedReceipts(), OwedReceipts()
+    receipt = bench.receipt(1)
+    assert bench.deliver(b"same", "n", receipt=receipt) == ["n"]
+    if is_owed:
+        back.hold(owed.number(receipt))
+    else:
+        receipt.release()
+    saved = bench.seen.save(owed)
+    bench.seen, bench.link = bench._make(), bench.link + 1
+    bench.seen.restore(saved, back)
+    for step in range(between):
+        assert bench.deliver(b"%d" % step, f"m{step}") == [f"m{step}"]
+    assert bench.deliver(b"same", "n") == going
+
+
+@pytest.mark.parametrize("is_owed", [False, True])
+def test_of_an_identity_that_is_reused_a_stop_keeps_the_last_content(*, is_owed: bool) -> None:
+    """An equal reading after the start has no identity of its own, as without the stop."""
+    bench, owed, back = _Bench(), OwedReceipts(), OwedReceipts()
+    digests = [crc32(content) for content in (b"20", b"21")]
+    found = []
+    for number, content in enumerate((b"20", b"21", b"20", b"21")):
+        receipt = bench.receipt(number)
+        found.append(bench.deliver(content, "s", number=number, receipt=receipt))
+        if is_owed:
+            back.hold(owed.number(receipt))
+        else:
+            receipt.release()
+    assert found == [["s"], [f"s-{digests[1]:08x}"], [f"s-{digests[0]:08x}"], [None]]
+    saved = bench.seen.save(owed)
+    bench.seen, bench.link = bench._make(), bench.link + 1
+    bench.seen.restore(saved, back)
+    assert bench.deliver(b"21", "s", number=50) == [None]
+
+
+def test_a_message_that_is_acknowledged_is_not_listed_as_owed() -> None:
+    """Even if it has a number of one that a window held: a stop keeps each message once."""
+    bench, owed = _Bench(), OwedReceipts()
+    receipts = [bench.receipt(number) for number in (1, 2)]
+    for number, receipt in enumerate(receipts, 1):
+        bench.deliver(b"%d" % number, number=number, receipt=receipt)
+        owed.number(receipt)
+    receipts[0].release()
+    saved = bench.seen.save(owed)
+    assert [number for number, _ in saved.messages] == [1]
+    assert [number for number, _, _ in saved.owed_messages] == [2]
+
+
 def test_a_message_known_by_its_reading_is_acknowledged_when_the_first_one_is_safe() -> None:
     """Its broker was killed: another packet id, and no DUP."""
     bench = _Bench()
