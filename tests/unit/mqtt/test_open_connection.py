@@ -175,8 +175,8 @@ def test_a_message_of_the_longest_size_is_taken_and_a_byte_more_is_passed_over(b
 
 def test_readings_are_not_timed_unless_prompt_acknowledgements_are_asked_for(bench: _Bench) -> None:
     """What is not configured costs nothing."""
-    noted: list[int] = []
-    bench.path.acks.came_after = lambda _seconds, count: noted.append(count)  # type: ignore[method-assign]
+    noted: list[tuple[float, int]] = []
+    bench.path.acks.came_after = lambda seconds, count: noted.append((seconds, count))  # type: ignore[method-assign]
     bench.send(7)
     assert noted == []
 
