@@ -1,12 +1,15 @@
 """A password that a program makes: when it is asked for, and what is reported where it gives none."""
 
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from edge_runtime.config.tables import BrokerTable
 from edge_runtime.mqtt import password_command
-from edge_runtime.mqtt.password_command import PasswordCommand, PasswordError
+from edge_runtime.mqtt.password_command import PasswordCommand, PasswordError, current_password
 from edge_runtime.system.child import collect_output
 from tests.support.waiting import wait_until
 
@@ -85,11 +88,74 @@ def test_what_gives_no_password_is_one_sentence_without_a_secret(
     assert "s3cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("program", ["/nowhere/token", "/etc", "tok\0en"])
-def test_a_program_that_cannot_be_started_is_one_sentence(program: str) -> None:
-    """With its path."""
-    with pytest.raises(PasswordError, match="cannot be started"):
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [("/nowhere/token", "No such file or directory"), ("/etc", "Permission denied"), ("tok\0en", "embedded null byte")],
+)
+def test_a_program_that_cannot_be_started_is_one_sentence(program: str, why: str) -> None:
+    """With its path, and the system's reason where it has one."""
+    with pytest.raises(PasswordError) as caught:
         PasswordCommand([program], None).password()
+    assert str(caught.value) == f"password_command: {program} cannot be started ({why}): look at its path"
+
+
+def test_a_password_is_as_long_as_mqtt_allows() -> None:
+    """65,535 bytes, the length that two bytes can state; one more is refused."""
+    script = "import sys; print('x' * int(sys.argv[1]))"
+    longest = PasswordCommand([sys.executable, "-c", script, "65535"], None)
+    assert longest.password() == "x" * 65_535
+    with pytest.raises(PasswordError, match="found none"):
+        PasswordCommand([sys.executable, "-c", script, "65536"], None).password()
+
+
+def test_the_program_has_half_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the manual has it."""
+    given = []
+
+    def hang(_argv: object, *, most_bytes: int, seconds: float) -> tuple[int, bytes]:
+        given.append(seconds)
+        raise TimeoutError
+
+    monkeypatch.setattr(password_command, "collect_output", hang)
+    with pytest.raises(PasswordError, match="token has not ended within 30 s"):
+        PasswordCommand(["token"], None).password()
+    assert given == [30.0]
+
+
+@pytest.mark.parametrize("ask", [PasswordCommand.password, PasswordCommand.renew])
+def test_the_program_runs_once_at_a_time(
+    ask: Callable[[PasswordCommand], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while two threads ask."""
+    both_run = threading.Barrier(2)
+    met = []
+
+    def meet(_argv: object, *, most_bytes: int, seconds: float) -> tuple[int, bytes]:
+        try:
+            both_run.wait(0.2)
+        except threading.BrokenBarrierError:  # alone
+            return 0, b"p"
+        met.append("two at once")
+        return 0, b"p"
+
+    monkeypatch.setattr(password_command, "collect_output", meet)
+    secret = PasswordCommand(["token"], None)
+    threads = [threading.Thread(target=ask, args=(secret,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert met == []
+    assert secret.password() == "p"
+
+
+def test_a_password_comes_from_where_the_configuration_has_it(tmp_path: Path) -> None:
+    """A program, a file, or nowhere."""
+    (tmp_path / "secret").write_text("from a file\n")
+    by_program = BrokerTable(url="mqtt://b", password_command=("echo", "from a program"))
+    by_file = BrokerTable(url="mqtt://b", password_file=tmp_path / "secret")
+    found = [current_password(table) for table in (by_program, by_file, BrokerTable(url="mqtt://b"))]
+    assert found == ["from a program", "from a file", None]
 
 
 def test_the_program_gets_little_of_our_environment(monkeypatch: pytest.MonkeyPatch) -> None:
