@@ -565,10 +565,6 @@ def _secret_of(settings: BrokerTable) -> "PasswordCommand | None":
     return PasswordCommand(settings.password_command, settings.password_lifetime)
 
 
-def _is_granted(answer: ReasonCode | None) -> bool:
-    return answer is not None and not answer.is_failure
-
-
 def _words(reason: ReasonCode, properties: Properties | None) -> str:
     """A reason with the broker's explanation: its reason string, and the other server that it names."""
     server_reason = getattr(properties, "ReasonString", None)
