@@ -1,6 +1,7 @@
 """The life of a connection, second by second: paho, its hot path, and its thread move only when a test says so."""
 
 import logging
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -194,7 +195,7 @@ class _Bench:
         patch.setattr(connection, "make_client", self._client)
         patch.setattr(connection, "run_beside", self._beside)
         patch.setattr(connection, "HotPath", self._path)
-        patch.setattr(connection.random, "uniform", lambda low, high: low + (high - low) * self.jitter)
+        patch.setattr(random, "uniform", lambda low, high: low + (high - low) * self.jitter)
         patch.setattr(password_command, "PasswordCommand", _Secret)
 
     def _client(self, settings: BrokerTable, client_id: str, password: str | None, *, keeps_session: bool) -> _Paho:
@@ -253,13 +254,13 @@ class _Bench:
         properties = Properties(PacketTypes.CONNACK)  # type: ignore[no-untyped-call]
         for name, value in limits.items():
             setattr(properties, name, value)
-        code = ReasonCode(PacketTypes.CONNACK, identifier=reason)  # type: ignore[no-untyped-call]
+        code = ReasonCode(PacketTypes.CONNACK, identifier=reason)
         self.client.on_connect(self.client, None, paho.ConnectFlags(session_present=present), code, properties)
         self.loop.settle()
 
     def grant(self, *reasons: int) -> None:
         """The broker's answer to the last subscription."""
-        codes = [ReasonCode(PacketTypes.SUBACK, identifier=reason) for reason in reasons]  # type: ignore[no-untyped-call]
+        codes = [ReasonCode(PacketTypes.SUBACK, identifier=reason) for reason in reasons]
         self.client.on_subscribe(self.client, None, len(self.client.subscribed), codes, None)
         self.loop.settle()
 
@@ -606,6 +607,7 @@ def test_a_session_that_the_broker_has_lost_is_counted(bench: _Bench) -> None:
             bench.link.subscribe(["a"], 1, _handler)
         bench.link.start()
         bench.open()
+        lost = -1
         for present in (False, True, False):
             lost = bench.counters.errors["session_lost"]
             bench.answer(present=present)
@@ -624,7 +626,7 @@ def test_a_session_that_the_broker_has_lost_is_counted(bench: _Bench) -> None:
         ({"ServerReference": "other"}, "Not authorized (it names another server: other)"),
     ],
 )
-def test_a_refused_login_is_the_state_in_the_brokers_words(bench: _Bench, limits: dict[str, str], text: str) -> None:
+def test_a_refused_login_is_the_state_in_the_brokers_words(bench: _Bench, limits: dict[str, Any], text: str) -> None:
     """Also when the broker then closes."""
     bench.make().start()
     bench.open()
@@ -675,7 +677,7 @@ def test_half_a_minute_resets_the_pause(bench: _Bench) -> None:
 def test_who_ended_the_connection_is_known(bench: _Bench) -> None:
     """The fault, else the broker's reason, else that it was closed."""
     bench.up()
-    code = ReasonCode(PacketTypes.DISCONNECT, identifier=0x8B)  # type: ignore[no-untyped-call]
+    code = ReasonCode(PacketTypes.DISCONNECT, identifier=0x8B)
     flags = paho.DisconnectFlags(is_disconnect_packet_from_server=True)
     bench.client.on_disconnect(bench.client, None, flags, code, None)
     bench.end()
@@ -686,7 +688,7 @@ def test_who_ended_the_connection_is_known(bench: _Bench) -> None:
     bench.hear(40.0)
     bench.end()
     assert bench.link.state.startswith(f"{URL} closed the connection; ")
-    code = ReasonCode(PacketTypes.DISCONNECT, identifier=0x8E)  # type: ignore[no-untyped-call]
+    code = ReasonCode(PacketTypes.DISCONNECT, identifier=0x8E)
     flags = paho.DisconnectFlags(is_disconnect_packet_from_server=True)
     bench.again()
     bench.client.on_disconnect(bench.client, None, flags, code, None)
@@ -702,6 +704,7 @@ def test_ends_that_come_soon_are_a_sign_of_a_rival(
 ) -> None:
     """Two in a row within half a minute, and without a fault of the line."""
     bench.up()
+    state = ""
     for _ in range(2):
         bench.hear(seconds)
         bench.end(reason)

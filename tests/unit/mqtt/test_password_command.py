@@ -153,7 +153,7 @@ def test_a_password_comes_from_where_the_configuration_has_it(tmp_path: Path) ->
     """A program, a file, or nowhere."""
     (tmp_path / "secret").write_text("from a file\n")
     by_program = BrokerTable(url="mqtt://b", password_command=("echo", "from a program"))
-    by_file = BrokerTable(url="mqtt://b", password_file=tmp_path / "secret")
+    by_file = BrokerTable(url="mqtt://b", password_file=str(tmp_path / "secret"))
     found = [current_password(table) for table in (by_program, by_file, BrokerTable(url="mqtt://b"))]
     assert found == ["from a program", "from a file", None]
 
