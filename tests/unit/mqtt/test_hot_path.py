@@ -988,7 +988,7 @@ def test_before_a_disconnect_the_loop_is_left_and_acknowledgements_are_waited_fo
         settimeout(seconds)
 
     def disconnect() -> None:
-        found.append((bench.loop.readers, bench.loop.writers, bench.path.acks.holding))
+        found.append((dict(bench.loop.readers), dict(bench.loop.writers), bench.path.acks.holding))
         bench.wrapped.send(b"\xe0\x00")
         bench.client.wants = True
         bench.far.shutdown(socket.SHUT_WR)
