@@ -567,6 +567,20 @@ def test_subscriptions_may_come_and_go_while_it_is_up(bench: _Bench) -> None:
     assert bench.client.unsubscribed[1:] == [["a", "b"]]
 
 
+def test_a_refusal_ends_with_its_connection(bench: _Bench) -> None:
+    """The next one is asked for everything again."""
+    bench.make().subscribe(["a"], 1, _handler)
+    bench.link.start()
+    bench.open()
+    bench.answer()
+    bench.grant(0x87)
+    bench.end("cut")
+    bench.again()
+    assert bench.client.subscribed == [[("a", 1)]]
+    bench.grant(1)
+    assert bench.link.ready
+
+
 def test_an_optional_subscription_delays_nothing(bench: _Bench) -> None:
     """Its message may be as long as any."""
     path = bench.up()
@@ -859,10 +873,12 @@ def test_without_messages_no_acknowledgement_is_missed(bench: _Bench) -> None:
 def test_a_shorter_keep_alive_of_the_broker_holds(bench: _Bench, server: int, seconds: float) -> None:
     """A longer one does not."""
     bench.make().start()
-    bench.open()
+    path = bench.open()
+    began = bench.loop.now
     bench.answer(ServerKeepAlive=server)
     bench.loop.advance(seconds - MOMENT)
     assert bench.link.connected
+    assert path.pings == [began + seconds / 2], "at the first check behind seven tenths of it"
     bench.loop.advance(2 * MOMENT)
     assert not bench.link.connected
 
@@ -923,8 +939,11 @@ def test_a_password_is_renewed_in_time(bench: _Bench) -> None:
     assert (task.name, task.what, secret.calls) == ("mqtt-password", "password_command", [])
     path, changes = bench.path, bench.changes
     path.take_calls()
+    states: list[str] = []
+    bench.link.on_change.append(lambda: states.append(bench.link.state))
     bench.tasks.pop().run()
     bench.loop.settle()
+    assert states == [f"connecting to {URL} with another password"]
     assert secret.calls == ["renew"]
     assert path.take_calls() == ["goodbye", "end"]
     assert bench.counters.counts == {"connects": 1, "renewals": 1}
