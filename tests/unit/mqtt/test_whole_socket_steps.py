@@ -129,7 +129,7 @@ def _fed(whole: WholeSocket, under: _Socket, taker: _Taker, *pieces: bytes) -> N
     for piece in pieces:
         under.arriving.append(piece)
         whole.fill()
-        whole.take(taker, is_v5=False)
+        assert not whole.take(taker, is_v5=False), "nothing is for paho"
 
 
 def test_one_read_asks_for_64_kib_and_says_that_it_heard_something() -> None:
@@ -252,6 +252,25 @@ def test_the_longest_message_is_kept_and_one_more_byte_is_skipped(cut: int) -> N
     assert taker.calls[1:] == [(b"t", bytes(13))]
     _fed(whole, under, taker, longer[:69_500], longer[69_500:], short)
     assert taker.calls[2:] == [("too long", b"t", 70_001), (b"t", bytes(13))]
+
+
+def test_a_long_message_is_parsed_at_its_begin_and_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at each of its pieces, which would cost the square of its length."""
+    parsed: list[int] = []
+    take = hot_packets.take
+
+    def noted(data: bytes, *arguments: Any, **options: Any) -> tuple[int, int]:
+        parsed.append(len(data))
+        return take(data, *arguments, **options)
+
+    monkeypatch.setattr(hot_packets, "take", noted)
+    under, taker = _Socket(), _Taker()
+    whole = _whole(under)
+    whole.most_bytes = 70_000
+    longest = _long(70_000)
+    _fed(whole, under, taker, *(longest[at : at + 1000] for at in range(0, 70_000, 1000)))
+    assert taker.calls == [(b"t", bytes(70_000 - 9))]
+    assert [size for size in parsed if size] == [1000, 70_000]
 
 
 def test_a_skipped_message_is_named_when_its_head_is_there() -> None:
