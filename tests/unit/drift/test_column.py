@@ -76,6 +76,22 @@ def test_no_block_reaches_the_limit_alone_and_no_sum_goes_beyond_twice_the_limit
         assert found == [(2.0, 0.0), (4.0, 0.0), (6.0, 0.0), (8.0, 0.0), (8.0, 0.0)]
 
 
+def test_a_block_beyond_a_small_limit_counts_to_its_own_side() -> None:
+    """Also with a limit below one standard deviation: half of it a block."""
+    sums = Cusum(Statistic(mean=0.0, sd=1.0, slack=0.125, limit=0.5))
+    sums.add(0.75)
+    assert (sums.up, sums.down) == (0.25, 0.0)
+
+
+def test_both_sums_stand_while_one_is_near_its_limit() -> None:
+    """A small one to the other side is not lost."""
+    sums = Cusum(Statistic(mean=0.0, sd=1.0, slack=0.0, limit=8.0))
+    for up, down in ((7.0, 0.75), (0.75, 7.0)):
+        sums.up, sums.down = up, down
+        assert sums.add(0.0)
+        assert (sums.up, sums.down) == (up, down)
+
+
 def test_a_figure_without_limits_sums_nothing() -> None:
     """Its deviation is infinite."""
     sums = Cusum(Statistic())
@@ -156,12 +172,12 @@ def test_a_step_has_a_floor() -> None:
 
 @pytest.mark.parametrize(
     ("total", "far", "is_far"),
-    [(64.0, 0.99, True), (64.0, 1.0, False), (-64.0, 0.99, True), (64.0, math.nan, False)],
+    [(64.0, 0.99, True), (64.0, 1.0, False), (-64.0, 0.99, True), (-64.0, 1.0, False), (64.0, math.nan, False)],
 )
 def test_a_column_far_from_its_training_may_be_another_one(total: float, far: float, *, is_far: bool) -> None:
     """To either side; one that is never tested is not."""
     column = Column(PLAIN._replace(far=far))
-    assert bool(column.add(SUMS._replace(total=total), 0.0) & IS_FAR) == is_far
+    assert column.add(SUMS._replace(total=total), 0.0) == IS_NEAR + (IS_FAR if is_far else 0)
     assert not column.add(SUMS._replace(total=1e9, present=10), 0.0) & IS_FAR
 
 
@@ -225,6 +241,7 @@ class _Severity:
         ((1.005, 0.705, 0.705), (2, 2, 2)),
         ((1.005, 0.695, 0.695, 0.695), (2, 2, 1, 1)),
         ((1.005, 0.345, 0.345), (2, 2, 0)),
+        ((1.005, 0.695, 0.695, 0.345, 0.345), (2, 2, 1, 1, 0)),  # each step down needs its own calm blocks
         ((0.505, 0.705, 0.995), (1, 1, 1)),
         ((1.005, 0.345, 0.705, 0.345, 0.345), (2, 2, 2, 2, 0)),
         ((1.005, 0.345, 0.345, 0.345, 0.505, 0.345, 0.345), (2, 2, 0, 0, 1, 1, 0)),

@@ -330,6 +330,8 @@ def test_a_file_of_this_format_stays_readable(bench: _Bench) -> None:
     again = _Bench(bench.folder, kept=msgspec.msgpack.encode(saved))
     (document,) = again.published()
     assert (document["n"], document["accuracy"]) == (3, 0.666667)
+    again.truth.housekeeping()
+    assert again.writes == 0
 
 
 def test_figures_that_cannot_be_read_begin_anew(bench: _Bench, caplog: pytest.LogCaptureFixture) -> None:
@@ -388,11 +390,13 @@ def test_an_exchange_and_the_end_of_a_wait_are_saved(bench: _Bench) -> None:
 
 
 def test_truth_waits_again_after_a_wait_has_ended(bench: _Bench) -> None:
-    """Each is looked for by itself."""
+    """Each is looked for by itself; while it waits, nothing is published."""
     for number in (1, 2):
         assert bench.answer(f"7/{number}") == "waiting"
+        assert len(bench.published()) == 0
         bench.loop.advance(WAIT_S + 1.0)
         assert bench.counters.errors == {"truth_unknown": number}
+        assert len(bench.published()) == 1
 
 
 def test_after_the_end_nothing_is_left_to_do(bench: _Bench) -> None:

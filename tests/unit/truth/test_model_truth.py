@@ -158,6 +158,7 @@ def test_without_calibrated_confidence_there_is_no_estimate(model: Model, sure: 
     truth = _truth_of(model)
     assert (truth.memory.scores, truth.estimate()) == (None, None)
     assert (truth.document()["estimated"], truth.document()["estimated_over"]) == (None, 0)
+    assert truth.is_silent
     truth.exchange(sure)
     scores = truth.memory.scores
     assert scores is not None
