@@ -70,6 +70,8 @@ def test_a_rate_is_an_alarm_where_it_is_off_by_a_fifth(interval: float, state: i
         ([0.2, 1.8, 0.2, 1.8, 0.2, 1.8, 1.0], 1.0),  # jitter: the mean counts
         ([0.0, 2.0, 0.0, 2.0, 0.0, 2.0, 1.0], 1.0),  # equal times: forward spans over all of them
         ([3.0, -1.0, 3.0, -1.0, 3.0, -1.0, 3.0], 12.0 / 7.0),  # times that go back: only the forward ones
+        ([0.0] * 4 + [1.0] * 3, 1.0),  # the median of the forward steps alone
+        ([0.0, 1.0, 1.0, 1.0, 5.0, 5.0, 5.0], 18.0 / 7.0),  # which is 3 here, and the mean is nearer
         ([-1.0] * 7, None),
         ([1.0] * 6, None),  # seven moments are too few
     ],
@@ -83,6 +85,29 @@ def test_the_better_of_median_and_mean_counts(spans: list[float], found: float |
     pacing.measure(times, None)
     pacing.judge(len(times), 0, 0.0)
     assert pacing.found == (None if found is None else pytest.approx(found))
+
+
+def test_what_is_found_is_compared_with_the_interval_of_the_training() -> None:
+    """By ratio: of median and mean the nearer one counts, and its ratio is the severity."""
+    pacing = Pacing(2.0, 0, 0.0, is_live=False)
+    for _ in range(2):
+        pacing.measure([1000.0, 1002.4, 1004.8, 1007.2, 1009.6, 1009.9, 1010.2, 1010.5], None)
+        pacing.judge(8, 0, 0.0)
+    assert pacing.found == pytest.approx(2.4)  # the median, a fifth too long; the mean, 1.5, is a quarter too short
+    assert pacing.rate.state == 1
+    for _ in range(2):
+        pacing.measure(_even(1.0, 8), None)
+        pacing.judge(8, 0, 0.0)
+    assert (pacing.found, pacing.rate.state) == (1.0, 2)
+
+
+def test_one_reading_and_half_a_second_are_enough_of_arrivals() -> None:
+    """A block of one reading."""
+    pacing = Pacing(1.0, 0, 100.0, is_live=True)
+    pacing.judge(1, 0, 103.0)
+    assert pacing.found == 3.0
+    pacing.judge(1, 0, 103.5)
+    assert pacing.found == 0.5
 
 
 def test_the_first_33_moments_of_a_block_are_looked_at() -> None:
@@ -137,7 +162,7 @@ def test_readings_without_times_are_judged_by_their_arrival() -> None:
 
 
 @pytest.mark.parametrize(
-    ("offset", "state"), [(29.0, 0), (30.0, 1), (59.0, 1), (60.0, 2), (-29.0, 0), (-30.0, 1), (-60.0, 2)]
+    ("offset", "state"), [(0.5, 0), (29.0, 0), (30.0, 1), (59.0, 1), (60.0, 2), (-29.0, 0), (-30.0, 1), (-60.0, 2)]
 )
 def test_a_clock_is_an_alarm_where_every_reading_is_off_by_a_minute(offset: float, state: int) -> None:
     """To watch from half a minute on; behind is positive. One reading of a block that is right is enough."""

@@ -1,5 +1,6 @@
 """The watch against a plain one that takes readings one by one, with loops and lists and no numpy in its arithmetic."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable
@@ -306,6 +307,23 @@ def test_what_lies_in_each_bin_is_what_numpy_counts() -> None:
         counts = np.histogram(block[1:, column], [-np.inf, *inner, np.inf])[0]
         assert sums.bins[0, column, : len(counts)].tolist() == counts.tolist()
         assert not sums.bins[0, column, len(counts) :].any()
+
+
+def test_sums_are_those_of_the_block_and_of_no_earlier_one() -> None:
+    """Of each column: readings, present ones, deviations, their squares, steps, and the way from reading to reading."""
+    rng = np.random.default_rng(7)
+    made = drifting.manifest(drifting.readings(rng, 4000), NAMES)
+    base = Baseline(made.reference, made.input.channels, 64)
+    sums = BlockSums(base)
+    for _ in range(2):
+        block = drifting.readings(rng, 65)
+        (found,) = sums.of(bytearray(block.tobytes()))
+        for column, (size, present, total, square, steps, way, _, _) in enumerate(found):
+            values = [float(value) - float(base.centre[column]) for value in block[:, column]]
+            assert (size, present, steps) == (64, 64, 64)
+            assert total == pytest.approx(math.fsum(values[1:]), abs=1e-6)
+            assert square == pytest.approx(math.fsum(value * value for value in values[1:]))
+            assert way == pytest.approx(math.fsum(abs(new - old) for old, new in itertools.pairwise(values)))
 
 
 @pytest.mark.parametrize(("rate_hz", "blocks"), [(1.0, 1), (99.0, 1), (100.0, MOST_TOGETHER), (1e6, MOST_TOGETHER)])
