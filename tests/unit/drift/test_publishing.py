@@ -229,6 +229,19 @@ def test_what_is_known_outlives_a_clean_stop() -> None:
     assert other.model.drift.state == "ok"
 
 
+def test_a_start_takes_the_saved_state_once() -> None:
+    """After a crash it would be outdated."""
+    bench = _Bench()
+    bench.take(12, stuck=True)
+    assert bench.reports.state_of("vibration", None) == "alarm"
+    bench.reports.end()
+    assert any(bench.files.data.values())
+    again = _Bench(bench.files)
+    assert again.reports.state_of("vibration", None) == "alarm"
+    assert not any(bench.files.data.values())
+    assert _Bench(bench.files).reports.state_of("vibration", None) == "ok"
+
+
 def test_it_goes_on_as_if_there_had_been_no_stop() -> None:
     """Between two blocks: the same figures of the blocks that follow, but for the step over the stop."""
     whole, first = _Bench(), _Bench()
