@@ -6,11 +6,12 @@ One process writes a recording; a second one is refused. Weak points: a full dis
 stay. A card that needs longer than half a second for a write lengthens the loss by that time.
 """
 
+import contextlib
 import csv
 import fcntl
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from edge_runtime.errors import CommandError
@@ -101,7 +102,7 @@ class PartWriter:
             return
         self._lines.seek(0)
         self._lines.truncate()
-        try:
+        with self._disk():
             if self._part is None or self._size >= self._part_bytes:
                 self._next_part()
             assert self._part is not None
@@ -110,8 +111,6 @@ class PartWriter:
             while done < len(data):
                 done += os.write(self._part, data[done:])
             os.fdatasync(self._part)
-        except OSError as error:
-            raise CommandError(f"{self._folder}: cannot be written any more: {error.strerror}") from error
         self._size += len(data)
         self.written += len(data)
 
@@ -121,10 +120,8 @@ class PartWriter:
         Raises:
             CommandError: the disk is full, or gone.
         """
-        try:
+        with self._disk():
             write_about(self._folder, self.about)
-        except OSError as error:
-            raise CommandError(f"{self._folder}: cannot be written any more: {error.strerror}") from error
 
     def _next_part(self) -> None:
         if self._part is not None:
@@ -151,10 +148,16 @@ class PartWriter:
 
     def _unlock(self) -> None:
         lock, self._lock = self._lock, -1
-        try:
+        with self._disk():  # the descriptor is closed in any case
             if lock >= 0:
                 os.close(lock)
-        except OSError as error:  # the descriptor is closed nevertheless
+
+    @contextlib.contextmanager
+    def _disk(self) -> Iterator[None]:
+        """Turn an error of the disk into the command's message."""
+        try:
+            yield
+        except OSError as error:
             raise CommandError(f"{self._folder}: cannot be written any more: {error.strerror}") from error
 
     def close(self, ended: float) -> None:
@@ -167,10 +170,8 @@ class PartWriter:
     def _end(self, ended: float) -> None:
         self.flush()
         self.about.ended = ended
-        try:
+        with self._disk():
             if self._part is not None:
                 part, self._part = self._part, None
                 os.close(part)
-            write_about(self._folder, self.about)
-        except OSError as error:
-            raise CommandError(f"{self._folder}: cannot be written any more: {error.strerror}") from error
+        self.describe()
